@@ -1,0 +1,1 @@
+//! What a device is: registers, context, lines, timers, state, test bench.

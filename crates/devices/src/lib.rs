@@ -1,0 +1,1 @@
+//! Every chip of the machine, one file each.

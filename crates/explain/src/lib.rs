@@ -1,0 +1,1 @@
+//! Reads backtraces of virtual machine monitors and says what happened.

@@ -1,0 +1,1 @@
+//! The host's side: terminal, sockets, files, event loop.

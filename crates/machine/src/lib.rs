@@ -1,0 +1,1 @@
+//! Boards, loaders, ACPI tables, vCPU threads, run loop, snapshots.

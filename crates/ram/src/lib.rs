@@ -1,0 +1,1 @@
+//! Guest memory: mapping, volatile access, dirty tracking.

@@ -1,0 +1,1 @@
+//! Regions, flat views, address spaces: the way of one guest access.

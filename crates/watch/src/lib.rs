@@ -1,0 +1,1 @@
+//! Access records, flight recorder, filters and sinks.

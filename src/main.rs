@@ -1,0 +1,3 @@
+//! The `hyaline` program: the command line and nothing else.
+
+fn main() {}
