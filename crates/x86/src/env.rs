@@ -1,0 +1,91 @@
+//! What a processor needs from the machine around it.
+//!
+//! Memory and ports go through [`hyaline_space::AddressSpace`], the one path of every access. The rest (interrupt
+//! acknowledge, local APIC registers, time) is behind [`Env`], so that the processor knows no board and no chip.
+
+use hyaline_space::AddressSpace;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Requests to one processor, raised by any thread, seen by the processor at its next exit test.
+#[derive(Debug, Default)]
+pub struct Signals(AtomicU32);
+
+impl Signals {
+    /// A maskable interrupt is deliverable as far as the interrupt controllers are concerned.
+    pub const INTERRUPT: u32 = 1 << 0;
+    /// A non-maskable interrupt was raised (latched into the state when taken up).
+    pub const NMI: u32 = 1 << 1;
+    /// An INIT was received.
+    pub const INIT: u32 = 1 << 2;
+    /// A start-up IPI was received; its vector is in bits 24-31.
+    pub const SIPI: u32 = 1 << 3;
+    /// A system-management interrupt was raised.
+    pub const SMI: u32 = 1 << 4;
+    /// Leave [`run`](crate) as soon as possible: the machine wants the processor's thread.
+    pub const KICK: u32 = 1 << 5;
+    /// The memory map changed: cached translations of physical addresses are void.
+    pub const REMAP: u32 = 1 << 6;
+
+    /// Raises the given bits.
+    pub fn raise(&self, bits: u32) {
+        self.0.fetch_or(bits, Ordering::SeqCst);
+    }
+    /// Raises SIPI with its vector; an earlier one that was not yet taken up wins (SDM vol. 3A §8.4.3).
+    pub fn raise_sipi(&self, vector: u8) {
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |v| {
+            (v & Self::SIPI == 0).then_some(v & 0x00ff_ffff | Self::SIPI | u32::from(vector) << 24)
+        });
+    }
+    /// Clears the given bits.
+    pub fn clear(&self, bits: u32) {
+        self.0.fetch_and(!bits, Ordering::SeqCst);
+    }
+    /// All bits raised now.
+    pub fn pending(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+    /// Takes the pending SIPI's vector, if one waits.
+    pub fn take_sipi(&self) -> Option<u8> {
+        let old = self.0.fetch_and(0x00ff_ffff & !Self::SIPI, Ordering::SeqCst);
+        (old & Self::SIPI != 0).then_some((old >> 24) as u8)
+    }
+    /// The word itself, for generated code to test.
+    pub fn word(&self) -> &AtomicU32 {
+        &self.0
+    }
+}
+
+/// The machine as one processor sees it.
+pub trait Env: Send {
+    /// Guest-physical memory.
+    fn memory(&self) -> &AddressSpace;
+    /// The 64 Ki I/O ports.
+    fn ports(&self) -> &AddressSpace;
+    /// This processor's request word.
+    fn signals(&self) -> &Arc<Signals>;
+    /// Number of this processor, 0 for the bootstrap processor; also its initial APIC ID.
+    fn index(&self) -> u8;
+    /// Acknowledges the highest-priority interrupt (local APIC first, then the 8259 pair through LINT0 or directly) and
+    /// gives its vector; None when it went away.
+    fn acknowledge(&mut self) -> Option<u8>;
+    /// Time-stamp clock of the machine in TSC ticks. `icount` is the caller's instruction count, from which
+    /// deterministic machines derive time.
+    fn tsc(&mut self, icount: u64) -> u64;
+    /// Reads a local APIC register in x2APIC numbering (MSR 0x800 + `register`). None: #GP.
+    fn apic_read(&mut self, register: u32) -> Option<u64>;
+    /// Writes a local APIC register in x2APIC numbering. False: #GP.
+    fn apic_write(&mut self, register: u32, value: u64) -> bool;
+    /// Task priority class, CR8.
+    fn cr8(&mut self) -> u8;
+    /// Sets CR8 (0-15).
+    fn set_cr8(&mut self, value: u8);
+    /// IA32_APIC_BASE was written: `value` was checked for reserved bits and legal transitions.
+    fn set_apic_base(&mut self, value: u64);
+    /// IA32_TSC_DEADLINE was written: 0 disarms, else the TSC value (this processor's) to fire at.
+    fn set_tsc_deadline(&mut self, value: u64, tsc_offset: u64);
+    /// A fresh random number for RDRAND and RDSEED.
+    fn random(&mut self) -> u64;
+    /// Something the manual calls undefined or the model doesn't do: reported once per kind by the machine.
+    fn guest_error(&mut self, rip: u64, message: &dyn std::fmt::Display);
+}
