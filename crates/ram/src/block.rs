@@ -103,7 +103,7 @@ macro_rules! scalar {
         #[inline]
         pub fn $load(&self, off: u64) -> Option<$ty> {
             let ptr = self.at(off, $n)?;
-            if off % $n == 0 {
+            if off.is_multiple_of($n) {
                 // SAFETY: `at` proved that the bytes are inside of the mapping, which lives as long as `self`; `base` is page
                 // aligned, so an aligned offset gives an aligned pointer; the memory is only accessed atomically.
                 Some(<$ty>::from_le(unsafe { <$atomic>::from_ptr(ptr.cast()) }.load(Ordering::Relaxed)))
@@ -118,7 +118,7 @@ macro_rules! scalar {
         #[inline]
         pub fn $store(&self, off: u64, value: $ty) -> Option<()> {
             let ptr = self.at(off, $n)?;
-            if off % $n == 0 {
+            if off.is_multiple_of($n) {
                 // SAFETY: as for the load above.
                 unsafe { <$atomic>::from_ptr(ptr.cast()) }.store(value.to_le(), Ordering::Relaxed);
             } else {
@@ -131,7 +131,7 @@ macro_rules! scalar {
         #[doc = concat!("Compares and exchanges ", $n, " byte(s) at offset `off` with sequential consistency. `None` outside of the block or \
             unaligned; else what was there: `Ok` when it was `old` and `new` has been stored (and the page marked dirty), `Err` when not.")]
         pub fn $cas(&self, off: u64, old: $ty, new: $ty) -> Option<Result<$ty, $ty>> {
-            let ptr = self.at(off, $n).filter(|_| off % $n == 0)?;
+            let ptr = self.at(off, $n).filter(|_| off.is_multiple_of($n))?;
             // SAFETY: as for the load above.
             let cell = unsafe { <$atomic>::from_ptr(ptr.cast()) };
             let was = cell.compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst);
@@ -238,7 +238,7 @@ impl RamBlock {
 
     /// Copies out; the caller has checked the bounds (they are checked again, cheaply: out of bounds copies nothing more).
     fn copy_out(&self, mut off: u64, mut buf: &mut [u8]) {
-        while off % 8 != 0 || buf.len() < 8 {
+        while !off.is_multiple_of(8) || buf.len() < 8 {
             let Some(n) = edge_piece(off, buf.len()) else { break };
             let Some(ptr) = self.at(off, n as u64) else { return };
             let (head, tail) = buf.split_at_mut(n);
@@ -276,7 +276,7 @@ impl RamBlock {
 
     /// Copies in; bounds as for `copy_out`. Does not mark dirty.
     fn copy_in(&self, mut off: u64, mut data: &[u8]) {
-        while off % 8 != 0 || data.len() < 8 {
+        while !off.is_multiple_of(8) || data.len() < 8 {
             let Some(n) = edge_piece(off, data.len()) else { break };
             let Some(ptr) = self.at(off, n as u64) else { return };
             let (head, tail) = data.split_at(n);
@@ -468,7 +468,7 @@ impl RamBlock {
 
 /// The largest of 4, 2, 1 bytes that `off` is aligned to and that fits into `left`; none when nothing is left.
 fn edge_piece(off: u64, left: usize) -> Option<usize> {
-    [4usize, 2, 1].into_iter().find(|n| off % *n as u64 == 0 && *n <= left)
+    [4usize, 2, 1].into_iter().find(|n| off.is_multiple_of(*n as u64) && *n <= left)
 }
 
 /// Mixes 64 bits: multiply to 128 bits and fold, twice.
