@@ -145,7 +145,7 @@ impl<D: Device> Bench<D> {
                     self.maps.insert(m.bank, m.base);
                 }
                 Effect::GuestError(t) | Effect::Unimplemented(t) => self.complaints.push(t.clone()),
-                Effect::Note(_) | Effect::Ready { .. } => {}
+                Effect::Note(_) | Effect::Ready { .. } | Effect::Shadow(_) | Effect::Smram(_) => {}
             }
         }
         self.last = effects;

@@ -102,7 +102,8 @@ pub trait Device: Send {
     fn save(&self) -> Result<Value, StateError>;
 
     /// Takes a saved state after checking it. On an error the device is unchanged. Lines are restored by the machine, timers by
-    /// the device through `cx` (which accepts [`Cx::at`] here and drops everything else).
+    /// the device through `cx` (which accepts here [`Cx::at`], [`Cx::map`], [`Cx::shadow`], [`Cx::smram`] and a local APIC's
+    /// [`CpuSignal::Interrupt`], and drops everything else).
     ///
     /// # Errors
     /// A state of another chip or version, or with values the chip can't hold.
@@ -199,6 +200,30 @@ pub struct Mapping {
     pub base: Option<u64>,
 }
 
+/// What a host bridge makes of a range below 1 MiB: whether RAM or what lies beneath it (ROM, the PCI bus) answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    /// First guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Reads go to RAM.
+    pub read: bool,
+    /// Writes go to RAM.
+    pub write: bool,
+}
+
+/// What a host bridge makes of the system-management RAM at 0xa0000-0xbffff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smram {
+    /// It can be seen in system-management mode.
+    pub enabled: bool,
+    /// It can be seen outside system-management mode too.
+    pub open: bool,
+    /// In system-management mode only code fetches reach it; data goes to the bus.
+    pub closed: bool,
+}
+
 /// One queued effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -243,6 +268,10 @@ pub enum Effect {
     Request(Request),
     /// A bank moves.
     Map(Mapping),
+    /// A range below 1 MiB is switched between RAM and what lies beneath (host bridges).
+    Shadow(Shadow),
+    /// System-management RAM is switched (host bridges).
+    Smram(Smram),
     /// For the trace: something worth knowing that the bus can't see.
     Note(String),
     /// The guest did what the manual forbids or calls undefined.
@@ -355,6 +384,14 @@ impl<'a> Cx<'a> {
     /// Moves a bank (a BAR was written), or switches it off with `None`.
     pub fn map(&mut self, bank: usize, base: Option<u64>) {
         self.effects.push(Effect::Map(Mapping { bank, base }));
+    }
+    /// Switches a range between RAM and what lies beneath it (host bridges).
+    pub fn shadow(&mut self, shadow: Shadow) {
+        self.effects.push(Effect::Shadow(shadow));
+    }
+    /// Switches system-management RAM (host bridges).
+    pub fn smram(&mut self, smram: Smram) {
+        self.effects.push(Effect::Smram(smram));
     }
     /// For the trace: something the bus can't see.
     pub fn note(&mut self, text: impl fmt::Display) {

@@ -280,7 +280,15 @@ impl Slot {
         let mut cx = Cx::new(&*self.chassis, self.chassis.dma(), None);
         self.lock().load(state, &mut cx)?;
         for effect in cx.into_effects() {
-            if matches!(effect, Effect::Timer { .. } | Effect::Map(_)) {
+            let kept = matches!(
+                effect,
+                Effect::Timer { .. }
+                    | Effect::Map(_)
+                    | Effect::Shadow(_)
+                    | Effect::Smram(_)
+                    | Effect::Cpu(crate::CpuSignal::Interrupt(_))
+            );
+            if kept {
                 self.chassis.effect(self, effect);
             }
         }

@@ -1,0 +1,3 @@
+//! PCI: configuration space, the host bridge, the ISA bridge.
+
+pub mod config;
