@@ -26,6 +26,14 @@ pub(crate) fn flatten(root: &Arc<Node>, end: u128) -> Vec<Claim> {
     join(claims)
 }
 
+/// The ranges that one child alone claims of a parent with `size` bytes, in offsets of the parent.
+pub(crate) fn flatten_child(child: &Arc<Node>, size: u128) -> Vec<Claim> {
+    let mut claims = Vec::new();
+    let window = Window { base: child.offset.into(), low: 0, high: size.min(1 << 64) as i128 };
+    visit(child, window, false, &mut claims);
+    claims
+}
+
 /// Where a region is seen: its first byte is at `base`, and only `low..high` shows. All in addresses of the space; `base` can be
 /// negative (an alias that starts in the middle of its target) or beyond the end.
 #[derive(Clone, Copy)]

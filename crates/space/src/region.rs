@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// The size of the largest region: 2^64 bytes.
@@ -184,6 +185,7 @@ pub(crate) struct State {
 }
 
 pub(crate) struct Inner {
+    id: u64,
     name: String,
     owner: OnceLock<Box<str>>,
     kind: Kind,
@@ -208,7 +210,7 @@ impl Eq for Region {}
 
 impl Hash for Region {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.0).hash(state);
+        self.id().hash(state);
     }
 }
 
@@ -225,7 +227,9 @@ impl Region {
             Body::Alias { target, .. } => Some(target.clone()),
             _ => None,
         };
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let region = Region(Arc::new(Inner {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
             owner: OnceLock::new(),
             kind,
@@ -347,6 +351,11 @@ impl Region {
     /// The name of the device or board that the region belongs to; empty without one.
     pub fn owner(&self) -> &str {
         self.0.owner.get().map_or("", |owner| owner)
+    }
+
+    /// A number that no other region of this process has or will have: for maps.
+    pub fn id(&self) -> u64 {
+        self.0.id
     }
 
     /// What the region is.
@@ -492,28 +501,28 @@ impl Region {
     }
 
     /// The number of levels from this region down, through children and aliases; none when `forbidden` is among them.
-    fn height(&self, forbidden: &Region, known: &mut HashMap<Region, usize>) -> Option<usize> {
+    fn height(&self, forbidden: &Region, known: &mut HashMap<u64, usize>) -> Option<usize> {
         if self == forbidden {
             return None;
         }
-        if let Some(height) = known.get(self) {
+        if let Some(height) = known.get(&self.id()) {
             return Some(*height);
         }
         let mut below = 0;
         for child in self.children().iter().chain(self.alias_target().iter().map(|(target, _)| target)) {
             below = below.max(child.height(forbidden, known)?);
         }
-        known.insert(self.clone(), below + 1);
+        known.insert(self.id(), below + 1);
         Some(below + 1)
     }
 
     /// The number of levels from this region up, through parents and aliases.
-    fn depth(&self, known: &mut HashMap<Region, usize>) -> usize {
-        if let Some(depth) = known.get(self) {
+    fn depth(&self, known: &mut HashMap<u64, usize>) -> usize {
+        if let Some(depth) = known.get(&self.id()) {
             return *depth;
         }
         let depth = 1 + self.users().iter().map(|user| user.depth(known)).max().unwrap_or(0);
-        known.insert(self.clone(), depth);
+        known.insert(self.id(), depth);
         depth
     }
 

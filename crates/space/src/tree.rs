@@ -39,8 +39,8 @@ impl Node {
     }
 }
 
-fn take(region: &Region, known: &mut HashMap<Region, Arc<Node>>) -> Arc<Node> {
-    if let Some(node) = known.get(region) {
+fn take(region: &Region, known: &mut HashMap<u64, Arc<Node>>) -> Arc<Node> {
+    if let Some(node) = known.get(&region.id()) {
         return node.clone();
     }
     let children: Vec<_> = region.children().iter().map(|child| take(child, known)).collect();
@@ -65,6 +65,6 @@ fn take(region: &Region, known: &mut HashMap<Region, Arc<Node>>) -> Arc<Node> {
         target,
     });
     drop(state);
-    known.insert(region.clone(), node.clone());
+    known.insert(region.id(), node.clone());
     node
 }
