@@ -1,5 +1,6 @@
 //! One block of guest memory.
 
+use crate::code::CodeMap;
 use crate::dirty::DirtyLog;
 use crate::{Bitmap, DirtyClient, PAGE_SIZE};
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
@@ -75,6 +76,7 @@ pub struct RamBlock {
     len: u64,
     fd: OwnedFd,
     dirty: DirtyLog,
+    code: CodeMap,
 }
 
 // SAFETY: the mapping lives as long as the block and is only accessed through atomics (or by whoever takes `host_ptr`
@@ -124,7 +126,7 @@ macro_rules! scalar {
             } else {
                 self.copy_in(off, &value.to_le_bytes());
             }
-            self.dirty.mark(off, $n);
+            self.wrote(off, $n);
             Some(())
         }
 
@@ -136,7 +138,7 @@ macro_rules! scalar {
             let cell = unsafe { <$atomic>::from_ptr(ptr.cast()) };
             let was = cell.compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst);
             if was.is_ok() {
-                self.dirty.mark(off, $n);
+                self.wrote(off, $n);
             }
             Some(was.map(<$ty>::from_le).map_err(<$ty>::from_le))
         }
@@ -174,7 +176,7 @@ impl RamBlock {
             let _ =
                 unsafe { rustix::mm::madvise(base.as_ptr().cast(), rounded as usize, Advice::LinuxHugepage) };
         }
-        Ok(Arc::new(RamBlock { name: name.into(), base, len: rounded, fd, dirty: DirtyLog::new(rounded) }))
+        Ok(Arc::new(RamBlock { name: name.into(), base, len: rounded, fd, dirty: DirtyLog::new(rounded), code: CodeMap::new(rounded) }))
     }
 
     /// The block's name.
@@ -201,6 +203,19 @@ impl RamBlock {
     /// The memory file behind the block, for vhost-like sharing.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Which of the block's memory holds code that a software CPU has decoded.
+    #[inline]
+    pub fn code(&self) -> &CodeMap {
+        &self.code
+    }
+
+    /// After every write: dirty pages, and code that was overwritten.
+    #[inline]
+    fn wrote(&self, off: u64, len: u64) {
+        self.dirty.mark(off, len);
+        self.code.written(off, len);
     }
 
     /// The pointer to `n` bytes at `off`, when they are inside.
@@ -232,7 +247,7 @@ impl RamBlock {
     pub fn write(&self, off: u64, data: &[u8]) -> Result<(), RamError> {
         self.check(off, data.len() as u64)?;
         self.copy_in(off, data);
-        self.dirty.mark(off, data.len() as u64);
+        self.wrote(off, data.len() as u64);
         Ok(())
     }
 
@@ -351,7 +366,7 @@ impl RamBlock {
             off += n;
             left -= n;
         }
-        self.dirty.mark(start, len);
+        self.wrote(start, len);
         Ok(())
     }
 
@@ -369,7 +384,7 @@ impl RamBlock {
             step: "fallocate",
             errno,
         })?;
-        self.dirty.mark(off, len);
+        self.wrote(off, len);
         Ok(())
     }
 
@@ -433,7 +448,7 @@ impl RamBlock {
     /// [`RamBlock::host_ptr`]. What is outside of the block is ignored.
     #[inline]
     pub fn mark_dirty(&self, off: u64, len: u64) {
-        self.dirty.mark(off, len);
+        self.wrote(off, len);
     }
 
     /// Marks `len` bytes at `off` as written for one client, whether it is logging or not. For dirty logs that come from elsewhere (KVM).

@@ -9,6 +9,7 @@
 
 mod bitmap;
 mod block;
+pub mod code;
 mod dirty;
 
 pub use bitmap::Bitmap;

@@ -1,9 +1,9 @@
 //! What a processor needs from the machine around it.
 //!
-//! Memory and ports go through [`hyaline_space::AddressSpace`], the one path of every access. The rest (interrupt
+//! Memory and ports go through [`AddressSpace`], the one path of every access. The rest (interrupt
 //! acknowledge, local APIC registers, time) is behind [`Env`], so that the processor knows no board and no chip.
 
-use hyaline_space::AddressSpace;
+use crate::space::AddressSpace;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -88,4 +88,7 @@ pub trait Env: Send {
     fn random(&mut self) -> u64;
     /// Something the manual calls undefined or the model doesn't do: reported once per kind by the machine.
     fn guest_error(&mut self, rip: u64, message: &dyn std::fmt::Display);
+    /// Called before every access that can reach a device, with the instruction count at that access: machines whose
+    /// time comes from the count bring their clock there.
+    fn at(&mut self, _icount: u64) {}
 }

@@ -2,7 +2,25 @@
 //!
 //! `state` is the architectural state of one logical processor, neutral to the accelerator: the software CPU
 //! computes on it, the KVM crate loads and fetches it, the machine saves it. `env` is what a processor needs
-//! from the machine around it.
+//! from the machine around it. [`cpu::Cpu`] is the processor itself: an exact interpreter ("tier 0") of predecoded
+//! blocks (`decode`, `block`) with a software TLB (`mmu`, `tlb`).
 
+pub mod block;
+pub mod cpu;
+pub mod decode;
 pub mod env;
+mod exec;
+pub mod fault;
+mod mmu;
+mod native;
+pub mod space;
 pub mod state;
+mod sys;
+mod tlb;
+
+pub use cpu::Cpu;
+pub use decode::{Handler, Insn};
+pub use env::{Env, Signals};
+pub use fault::{DebugStop, Exec, Exit, Fault};
+pub use state::{CpuState, Seg};
+pub use sys::cpuid::CpuModel;

@@ -1,0 +1,140 @@
+//! Which guest memory holds code that a software CPU has decoded or translated, and when it was written to.
+//!
+//! Shared by all processors of a machine. A page's 64 lines of 64 bytes are a bit mask: a bit is set when a processor keeps something
+//! made from that line. Whoever writes to a marked line advances the page's version and clears the marks, which makes all that was
+//! made from the page void; one process-wide [`epoch`] tells processors that there is something to check again.
+
+use crate::PAGE_SIZE;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+static EPOCH: AtomicU64 = AtomicU64::new(1);
+
+/// A number that changes whenever marked code was written to, or a page that had no marks got some, in any block of the process.
+#[inline(always)]
+pub fn epoch() -> u64 {
+    EPOCH.load(Ordering::Relaxed)
+}
+
+/// Pages in one lazily made piece of the map (2 MiB of memory).
+const CHUNK: usize = 512;
+
+struct Chunk {
+    lines: [AtomicU64; CHUNK],
+    version: [AtomicU32; CHUNK],
+}
+
+/// The code marks of one block. Offsets are bytes from the block's start; those outside of it have no code.
+pub struct CodeMap {
+    any: AtomicBool,
+    chunks: Box<[OnceLock<Box<Chunk>>]>,
+}
+
+/// The lines that `len` bytes from `offset` in a page touch (cut at the page's end).
+pub fn line_mask(offset: u64, len: u64) -> u64 {
+    let first = (offset & (PAGE_SIZE - 1)) / 64;
+    let last = ((offset & (PAGE_SIZE - 1)) + len.max(1) - 1).min(PAGE_SIZE - 1) / 64;
+    (u64::MAX << first) & (u64::MAX >> (63 - last))
+}
+
+impl CodeMap {
+    pub(crate) fn new(bytes: u64) -> CodeMap {
+        let chunks = bytes.div_ceil(PAGE_SIZE * CHUNK as u64);
+        CodeMap { any: AtomicBool::new(false), chunks: (0..chunks).map(|_| OnceLock::new()).collect() }
+    }
+
+    #[inline]
+    fn chunk(&self, offset: u64) -> Option<(&Chunk, usize)> {
+        let page = (offset / PAGE_SIZE) as usize;
+        Some((self.chunks.get(page / CHUNK)?.get()?, page % CHUNK))
+    }
+
+    /// The marked lines of the page at `offset`.
+    #[inline]
+    pub fn lines(&self, offset: u64) -> u64 {
+        self.chunk(offset).map_or(0, |(c, i)| c.lines[i].load(Ordering::Acquire))
+    }
+
+    /// The version of the page at `offset`: advances when marked code in it is written.
+    #[inline]
+    pub fn version(&self, offset: u64) -> u32 {
+        self.chunk(offset).map_or(0, |(c, i)| c.version[i].load(Ordering::Acquire))
+    }
+
+    /// Marks lines of the page at `offset`. To be called before the bytes are read. Gives the page's version, to be kept with
+    /// what is made from the bytes, and whether the page had no marks before: then nobody may go on writing to it unseen.
+    pub fn mark(&self, offset: u64, lines: u64) -> (u32, bool) {
+        let page = (offset / PAGE_SIZE) as usize;
+        let Some(cell) = self.chunks.get(page / CHUNK) else { return (0, false) };
+        let chunk = cell.get_or_init(|| {
+            Box::new(Chunk {
+                lines: std::array::from_fn(|_| AtomicU64::new(0)),
+                version: std::array::from_fn(|_| AtomicU32::new(0)),
+            })
+        });
+        self.any.store(true, Ordering::Relaxed);
+        let version = chunk.version[page % CHUNK].load(Ordering::Acquire);
+        let fresh = chunk.lines[page % CHUNK].fetch_or(lines, Ordering::SeqCst) == 0;
+        if fresh {
+            EPOCH.fetch_add(1, Ordering::SeqCst);
+        }
+        (version, fresh)
+    }
+
+    /// Says that `len` bytes from `offset` have been written. True when that hit marked code.
+    #[inline]
+    pub fn written(&self, offset: u64, len: u64) -> bool {
+        self.any.load(Ordering::Relaxed) && self.hit(offset, len)
+    }
+
+    fn hit(&self, offset: u64, len: u64) -> bool {
+        let mut hit = false;
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            let next = (at | (PAGE_SIZE - 1)).saturating_add(1).min(end);
+            if let Some((chunk, i)) = self.chunk(at) {
+                if chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) != 0 {
+                    chunk.version[i].fetch_add(1, Ordering::SeqCst);
+                    chunk.lines[i].store(0, Ordering::SeqCst);
+                    hit = true;
+                }
+            }
+            at = next;
+        }
+        if hit {
+            EPOCH.fetch_add(1, Ordering::SeqCst);
+        }
+        hit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_marked_lines_count() {
+        let map = CodeMap::new(4 << 20);
+        assert!(!map.written(0, 100));
+        let (version, fresh) = map.mark(0x3040, line_mask(0x3040, 0x41));
+        assert!(fresh);
+        assert_eq!(map.lines(0x3fff), 0b110);
+        assert!(!map.written(0x3000, 64), "the line before");
+        assert!(!map.written(0x30c0, 64), "the line after");
+        assert_eq!(map.version(0x3000), version);
+        let before = epoch();
+        assert!(map.written(0x2fff, 0x42), "across pages into the first marked line");
+        assert_eq!((map.version(0x3000), map.lines(0x3000)), (version + 1, 0));
+        assert!(epoch() > before);
+        assert!(!map.written(8 << 20, 4) && !map.written(u64::MAX - 2, 4));
+    }
+
+    #[test]
+    fn masks() {
+        assert_eq!(line_mask(0, 1), 1);
+        assert_eq!(line_mask(0x103f, 2), 3);
+        assert_eq!(line_mask(0xfff, 8), 1 << 63);
+        assert_eq!(line_mask(0, 4096), u64::MAX);
+    }
+}

@@ -1,0 +1,165 @@
+//! Predecoded blocks, keyed by guest physical address and mode.
+//!
+//! A block is a run of instructions up to a branch, the end of its page or [`MAX_INSNS`]. It stays good whatever the page tables say,
+//! for as long as the bytes that it was made from are not written to ([`hyaline_ram::code`]). An instruction that crosses
+//! a page's end is a block of its own, good for one pair of physical pages.
+
+use crate::decode::Insn;
+use hyaline_ram::RamBlock;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+/// Most instructions in a block.
+pub const MAX_INSNS: usize = 64;
+/// All blocks are dropped when there are this many instructions (48 bytes each).
+const ARENA: usize = 512 * 1024;
+/// Entries of the cache from linear addresses to blocks.
+const JUMPS: usize = 4096;
+
+/// A piece of memory that a block was made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub ram: Arc<RamBlock>,
+    /// Offset of the page in `ram`.
+    pub offset: u64,
+    /// Version of the page when its bytes were read.
+    pub version: u32,
+}
+
+impl Source {
+    fn fresh(&self) -> bool {
+        self.ram.code().version(self.offset) == self.version
+    }
+}
+
+/// Where a block was left to, last time and the time before.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Link {
+    pub linear: u64,
+    pub key: u64,
+    pub block: u32,
+}
+
+/// A predecoded block.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    /// First instruction in the arena.
+    pub start: u32,
+    /// Instructions.
+    pub len: u16,
+    /// Bytes.
+    pub bytes: u16,
+    /// The last instruction may change the mode or the flow in ways other than a branch: look around afterwards.
+    pub system: bool,
+    pub links: [Link; 2],
+    /// The memory it was made from; None for blocks that aren't kept.
+    pub source: Option<Source>,
+    /// The second page's, for an instruction across a page's end: its physical address too.
+    pub second: Option<(u64, Source)>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Jump {
+    linear: u64,
+    key: u64,
+    block: u32,
+}
+
+/// Multiplies, which is enough for addresses.
+#[derive(Default)]
+pub(crate) struct AddressHasher(u64);
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 ^= self.0 >> 29;
+    }
+}
+
+/// All blocks of a processor.
+pub(crate) struct BlockCache {
+    pub insns: Vec<Insn>,
+    pub blocks: Vec<Block>,
+    map: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
+    jumps: Box<[Jump]>,
+}
+
+/// The key of a block: physical address and mode.
+fn key(physical: u64, mode: u64) -> u64 {
+    physical << 2 | mode & 3
+}
+
+impl BlockCache {
+    pub(crate) fn new() -> BlockCache {
+        BlockCache {
+            insns: Vec::new(),
+            blocks: Vec::new(),
+            map: HashMap::default(),
+            jumps: vec![Jump::default(); JUMPS].into(),
+        }
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.insns.clear();
+        self.blocks.clear();
+        self.map.clear();
+        self.jumps.fill(Jump::default());
+    }
+
+    /// Whether the next block might not fit.
+    pub(crate) fn is_full(&self) -> bool {
+        self.insns.len() + MAX_INSNS > ARENA
+    }
+
+    fn jump_slot(linear: u64) -> usize {
+        (linear ^ linear >> 12) as usize & (JUMPS - 1)
+    }
+
+    /// The block at a linear address under a window generation and mode, when it was there lately.
+    #[inline(always)]
+    pub(crate) fn jump(&self, linear: u64, context: u64) -> Option<u32> {
+        let j = self.jumps.get(Self::jump_slot(linear))?;
+        (j.linear == linear && j.key == context).then_some(j.block)
+    }
+
+    pub(crate) fn set_jump(&mut self, linear: u64, context: u64, block: u32) {
+        if let Some(j) = self.jumps.get_mut(Self::jump_slot(linear)) {
+            *j = Jump { linear, key: context, block };
+        }
+    }
+
+    /// The block made from a physical address, when it is still good. `second` translates the linear page after.
+    pub(crate) fn find(&self, physical: u64, mode: u64, second: impl FnOnce() -> Option<u64>) -> Option<u32> {
+        let i = *self.map.get(&key(physical, mode))?;
+        let block = self.blocks.get(i as usize)?;
+        if !block.source.as_ref()?.fresh() {
+            return None;
+        }
+        if let Some((page, source)) = &block.second {
+            if !source.fresh() || second() != Some(*page) {
+                return None;
+            }
+        }
+        Some(i)
+    }
+
+    /// Adds a block whose instructions are the last `len` of the arena.
+    pub(crate) fn add(&mut self, physical: u64, mode: u64, block: Block) -> u32 {
+        let i = self.blocks.len() as u32;
+        let keep = block.source.is_some();
+        self.blocks.push(block);
+        if keep {
+            self.map.insert(key(physical, mode), i);
+        }
+        i
+    }
+}

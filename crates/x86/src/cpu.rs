@@ -1,0 +1,855 @@
+//! The processor: its fast copies of state, and the loop that runs blocks.
+
+use crate::block::{Block, BlockCache, MAX_INSNS, Source};
+use crate::decode::{self, Ea, Insn, Mode, insn_flag};
+use crate::env::{Env, Signals};
+use crate::fault::{Exec, Exit, Fault};
+use crate::native::mem::PAGE;
+use crate::space::ExitKind;
+use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, flag};
+use crate::sys::cpuid::CpuModel;
+use crate::sys::{debug, event, reset};
+use crate::tlb::{Backing, Mmu, View};
+use std::sync::Arc;
+
+/// What the fast path of a memory access needs of a segment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FastSegment {
+    /// Linear base (0 where 64-bit mode ignores it).
+    pub base: u64,
+    /// `offset + size` up to this may be read without further checks; 0 sends every access the slow way.
+    pub readable: u64,
+    /// The same for writes.
+    pub writable: u64,
+}
+
+/// Things to look at before the next instruction, bits of [`Cpu::attention`].
+mod attention {
+    /// TF or breakpoints: instruction by instruction.
+    pub(super) const STEP: u32 = 1;
+    /// An interrupt shadow lies on the next instruction.
+    pub(super) const SHADOW: u32 = 2;
+    /// Not running, or an event to inject, or an NMI waits.
+    pub(super) const STATE: u32 = 4;
+}
+
+/// One logical processor.
+pub struct Cpu {
+    /// The architectural state. The arithmetic flags in `rflags` are exact outside of [`Cpu::run`]. Whoever changes control registers,
+    /// segments, EFER or RFLAGS.VM/AC from outside calls [`Cpu::mode_changed`].
+    pub state: CpuState,
+    /// The machine around it.
+    pub env: Box<dyn Env>,
+    /// What CPUID says.
+    pub model: Arc<CpuModel>,
+    /// Where execution goes after a block's last instruction; branches set it.
+    pub(crate) next_rip: u64,
+    /// The block in execution stops before the instruction of this number.
+    pub(crate) stop_at: u32,
+    /// Number of the instruction in execution within its block.
+    index: u32,
+    /// Lazy arithmetic flags: the last result, sign-extended; see `exec::flags`.
+    pub(crate) lazy_result: u64,
+    /// Lazy arithmetic flags: carries and deviations.
+    pub(crate) lazy_aux: u64,
+    pub(crate) segc: [FastSegment; 8],
+    pub(crate) mmu: Mmu,
+    pub(crate) view: View,
+    pub(crate) debug_armed: bool,
+    pub(crate) alignment_checked: bool,
+    in_64bit: bool,
+    cpl: u8,
+    code_bits: u8,
+    stack_bytes: u8,
+    amd: bool,
+    /// Width of physical addresses.
+    pub(crate) physical_bits: u32,
+    /// Whether 1 GiB pages exist.
+    pub(crate) gigabyte_pages: bool,
+    /// RFLAGS bits that select views and modes, as they were at the last `mode_changed`.
+    mode_flags: u64,
+    attention: u32,
+    code_limit: u64,
+    /// The code epoch that was dealt with.
+    epoch: u64,
+    signals: Arc<Signals>,
+    blocks: Option<Box<BlockCache>>,
+}
+
+/// RFLAGS bits that `mode_changed` depends on.
+const MODE_FLAGS: u64 = flag::VM | flag::AC;
+/// Exceptions in a row without one retired instruction after which the machine gets its thread back for a moment.
+const FAULTS_IN_A_ROW: u32 = 10_000;
+
+impl Cpu {
+    /// A processor in the given state.
+    pub fn new(state: CpuState, env: Box<dyn Env>, model: Arc<CpuModel>) -> Cpu {
+        let signals = env.signals().clone();
+        let mut cpu = Cpu {
+            state,
+            env,
+            next_rip: 0,
+            stop_at: 0,
+            index: 0,
+            lazy_result: 0,
+            lazy_aux: 0,
+            segc: [FastSegment::default(); 8],
+            mmu: Mmu::new(),
+            view: View::Kernel,
+            debug_armed: false,
+            alignment_checked: false,
+            in_64bit: false,
+            cpl: 0,
+            code_bits: 16,
+            stack_bytes: 2,
+            amd: model.is_amd(),
+            physical_bits: model.physical_bits().clamp(32, 52),
+            gigabyte_pages: model.has_gigabyte_pages(),
+            model,
+            mode_flags: 0,
+            attention: 0,
+            code_limit: 0,
+            epoch: hyaline_ram::code::epoch(),
+            signals,
+            blocks: Some(Box::new(BlockCache::new())),
+        };
+        cpu.mode_changed();
+        cpu.adopt_flags();
+        cpu
+    }
+
+    /// Runs at most `budget` instructions: exactly `budget` unless something ends the run earlier. A string instruction with a
+    /// repeat prefix counts as one.
+    pub fn run(&mut self, budget: u64) -> Exit {
+        // The cache is out of the processor while it runs, so that its instructions can be borrowed beside the processor.
+        let mut cache = self.blocks.take().unwrap_or_else(|| Box::new(BlockCache::new()));
+        // The state may have been changed from outside.
+        self.adopt_flags();
+        self.mode_changed();
+        let end = self.state.icount.saturating_add(budget);
+        let exit = self.run_loop(&mut cache, end);
+        self.materialize_flags();
+        self.blocks = Some(cache);
+        exit
+    }
+
+    /// Executes one instruction.
+    pub fn step(&mut self) -> Exit {
+        self.run(1)
+    }
+
+    /// After the map of physical memory changed.
+    pub fn invalidate_map(&mut self) {
+        self.mmu.invalidate_map();
+        self.stop_at = 0;
+    }
+
+    /// Instructions retired before the one in execution.
+    pub fn icount(&self) -> u64 {
+        self.state.icount.wrapping_add(u64::from(self.index))
+    }
+
+    /// Current privilege level.
+    #[inline(always)]
+    pub fn cpl(&self) -> u8 {
+        self.cpl
+    }
+    /// IA-32e mode is active (EFER.LMA): 64-bit or compatibility mode.
+    #[inline(always)]
+    pub fn long_mode(&self) -> bool {
+        self.state.efer & efer::LMA != 0
+    }
+    /// 64-bit mode.
+    #[inline(always)]
+    pub fn in_64bit(&self) -> bool {
+        self.in_64bit
+    }
+    /// CR0.PE.
+    #[inline(always)]
+    pub fn protected(&self) -> bool {
+        self.state.cr0 & cr0::PE != 0
+    }
+    /// Virtual-8086 mode.
+    #[inline(always)]
+    pub fn v86(&self) -> bool {
+        self.state.rflags & flag::VM != 0
+    }
+    /// Default operand size of code: 16, 32 or 64.
+    #[inline(always)]
+    pub fn code_bits(&self) -> u32 {
+        u32::from(self.code_bits)
+    }
+    /// Bytes of the stack pointer in use: 2, 4 or 8.
+    #[inline(always)]
+    pub(crate) fn stack_bytes(&self) -> u8 {
+        self.stack_bytes
+    }
+
+    /// Recomputes what is derived from control registers, EFER, segments and RFLAGS.VM/AC. To be called after any change of those.
+    /// The privilege level is SS.DPL, as VMX has it: a null SS keeps the level in its DPL.
+    pub(crate) fn mode_changed(&mut self) {
+        let s = &self.state;
+        let protected = s.cr0 & cr0::PE != 0;
+        let v86 = s.rflags & flag::VM != 0;
+        let cs = &s.seg[Seg::Cs as usize];
+        self.in_64bit = s.efer & efer::LMA != 0 && cs.long();
+        self.cpl = match (protected, v86) {
+            (false, _) => 0,
+            (true, true) => 3,
+            (true, false) => s.seg[Seg::Ss as usize].dpl(),
+        };
+        self.code_bits = match (self.in_64bit, cs.big() && !v86) {
+            (true, _) => 64,
+            (false, true) => 32,
+            (false, false) => 16,
+        };
+        self.stack_bytes = match (self.in_64bit, s.seg[Seg::Ss as usize].big() && !v86) {
+            (true, _) => 8,
+            (false, true) => 4,
+            (false, false) => 2,
+        };
+        self.code_limit = if self.in_64bit { u64::MAX } else { u64::from(cs.limit) };
+        let ac = s.rflags & flag::AC != 0;
+        self.view = match (self.cpl, s.cr4 & cr4::SMAP != 0 && !ac) {
+            (3, _) => View::User,
+            (_, true) => View::KernelSmap,
+            (_, false) => View::Kernel,
+        };
+        self.alignment_checked = ac && self.cpl == 3 && s.cr0 & cr0::AM != 0;
+        self.mode_flags = s.rflags & MODE_FLAGS;
+        let pcid = if s.cr4 & cr4::PCIDE != 0 { (s.cr3 & 0xfff) as u16 } else { 0 };
+        self.mmu.select(pcid, self.view);
+        for seg in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
+            self.seg_changed(seg);
+        }
+    }
+
+    /// Recomputes what is derived from one segment register. To be called after any change of its base, limit or attributes
+    /// (for CS and SS: [`Cpu::mode_changed`]).
+    pub(crate) fn seg_changed(&mut self, seg: Seg) {
+        let s = &self.state.seg[seg as usize];
+        let fast = if self.in_64bit {
+            let base = if matches!(seg, Seg::Fs | Seg::Gs) { s.base } else { 0 };
+            FastSegment { base, readable: u64::MAX, writable: u64::MAX }
+        } else {
+            let kind = s.kind();
+            let typed = self.protected() && !self.v86();
+            let end = u64::from(s.limit) + 1;
+            let expand_down = s.is_code_or_data() && kind & 0b1100 == 0b0100;
+            if s.unusable || expand_down || s.base.saturating_add(end) > 1 << 32 {
+                FastSegment { base: s.base, readable: 0, writable: 0 }
+            } else {
+                let readable = !typed || kind & 0b1010 != 0b1000;
+                let writable = !typed || kind & 0b1010 == 0b0010;
+                FastSegment {
+                    base: s.base,
+                    readable: if readable { end } else { 0 },
+                    writable: if writable { end } else { 0 },
+                }
+            }
+        };
+        let slow = self.alignment_checked || (self.debug_armed && self.in_64bit && false);
+        self.segc[seg as usize & 7] = if slow { FastSegment { readable: 0, writable: 0, ..fast } } else { fast };
+    }
+
+    /// Voids TLB entries: all, or all but those of global pages.
+    pub(crate) fn flush_tlb(&mut self, globals_too: bool) {
+        self.mmu.flush(!globals_too);
+    }
+    /// Voids the TLB entries of one PCID, except global ones.
+    pub(crate) fn flush_pcid(&mut self, pcid: u16) {
+        self.mmu.flush_pcid(pcid);
+    }
+    /// Voids the TLB entries for one linear address.
+    pub(crate) fn invlpg(&mut self, linear: u64) {
+        self.mmu.drop_page(linear);
+    }
+
+    /// Code that blocks were made from has been written to by this processor.
+    #[cold]
+    pub(crate) fn code_changed(&mut self) {
+        // Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
+        self.mmu.renew();
+        self.stop_at = 0;
+    }
+
+    /// The memory operand's segment and offset.
+    #[inline(always)]
+    pub(crate) fn mem_addr(&self, insn: &Insn) -> (Seg, u64) {
+        (insn.seg, self.effective_address(insn))
+    }
+
+    /// The memory operand's effective address.
+    #[inline(always)]
+    pub(crate) fn effective_address(&self, insn: &Insn) -> u64 {
+        let g = &self.state.gpr;
+        let disp = insn.disp as i64 as u64;
+        if insn.ea == Ea::Base64 {
+            return g[insn.base as usize & 15].wrapping_add(disp);
+        }
+        let base = g[insn.base as usize & 15];
+        let index = g[insn.index as usize & 15] << (insn.scale & 3);
+        match insn.ea {
+            Ea::Base64 => base.wrapping_add(disp),
+            Ea::BaseIndex64 => base.wrapping_add(index).wrapping_add(disp),
+            Ea::Index64 => index.wrapping_add(disp),
+            Ea::Rip64 => self.state.rip.wrapping_add(u64::from(insn.len)).wrapping_add(disp),
+            Ea::Base32 => base.wrapping_add(disp) & 0xffff_ffff,
+            Ea::BaseIndex32 => base.wrapping_add(index).wrapping_add(disp) & 0xffff_ffff,
+            Ea::Index32 => index.wrapping_add(disp) & 0xffff_ffff,
+            Ea::Rip32 => self.state.rip.wrapping_add(u64::from(insn.len)).wrapping_add(disp) & 0xffff_ffff,
+            Ea::BaseIndex16 => base.wrapping_add(index).wrapping_add(disp) & 0xffff,
+            Ea::Base16 => base.wrapping_add(disp) & 0xffff,
+            Ea::Absolute => match insn.asize {
+                8 => disp,
+                4 => disp & 0xffff_ffff,
+                _ => disp & 0xffff,
+            },
+            Ea::Moffs => insn.imm,
+            Ea::None => 0,
+        }
+    }
+
+    /// The stack pointer as the stack segment's size has it.
+    #[inline(always)]
+    pub(crate) fn sp(&self) -> u64 {
+        let rsp = self.state.gpr[4];
+        match self.stack_bytes {
+            8 => rsp,
+            4 => rsp & 0xffff_ffff,
+            _ => rsp & 0xffff,
+        }
+    }
+    /// Wraps a stack offset to the stack's size.
+    #[inline(always)]
+    pub(crate) fn sp_wrap(&self, v: u64) -> u64 {
+        match self.stack_bytes {
+            8 => v,
+            4 => v & 0xffff_ffff,
+            _ => v & 0xffff,
+        }
+    }
+    /// Sets as much of RSP as the stack's size has.
+    #[inline(always)]
+    pub(crate) fn set_sp(&mut self, v: u64) {
+        let rsp = &mut self.state.gpr[4];
+        *rsp = match self.stack_bytes {
+            8 => v,
+            4 => v & 0xffff_ffff,
+            _ => *rsp & !0xffff | v & 0xffff,
+        };
+    }
+
+    /// Pushes 2 bytes.
+    pub(crate) fn push16(&mut self, v: u16) -> Exec {
+        let sp = self.sp_wrap(self.sp().wrapping_sub(2));
+        self.store(Seg::Ss, sp, v)?;
+        self.set_sp(sp);
+        Ok(())
+    }
+    /// Pushes 4 bytes.
+    pub(crate) fn push32(&mut self, v: u32) -> Exec {
+        let sp = self.sp_wrap(self.sp().wrapping_sub(4));
+        self.store(Seg::Ss, sp, v)?;
+        self.set_sp(sp);
+        Ok(())
+    }
+    /// Pushes 8 bytes.
+    #[inline(always)]
+    pub(crate) fn push64(&mut self, v: u64) -> Exec {
+        let sp = self.sp_wrap(self.sp().wrapping_sub(8));
+        self.store(Seg::Ss, sp, v)?;
+        self.set_sp(sp);
+        Ok(())
+    }
+    /// Pops 2 bytes.
+    pub(crate) fn pop16(&mut self) -> Exec<u16> {
+        let v = self.load(Seg::Ss, self.sp())?;
+        self.set_sp(self.sp().wrapping_add(2));
+        Ok(v)
+    }
+    /// Pops 4 bytes.
+    pub(crate) fn pop32(&mut self) -> Exec<u32> {
+        let v = self.load(Seg::Ss, self.sp())?;
+        self.set_sp(self.sp().wrapping_add(4));
+        Ok(v)
+    }
+    /// Pops 8 bytes.
+    #[inline(always)]
+    pub(crate) fn pop64(&mut self) -> Exec<u64> {
+        let v = self.load(Seg::Ss, self.sp())?;
+        self.set_sp(self.sp().wrapping_add(8));
+        Ok(v)
+    }
+
+    /// The linear address of an instruction pointer.
+    #[inline(always)]
+    pub(crate) fn code_linear(&self, rip: u64) -> u64 {
+        let linear = self.segc[Seg::Cs as usize].base.wrapping_add(rip);
+        if self.in_64bit { linear } else { linear & 0xffff_ffff }
+    }
+
+    /// What blocks and links are valid under: the window's contents and the code size.
+    #[inline(always)]
+    fn context(&self) -> u64 {
+        self.mmu.window.generation << 8 | u64::from(self.code_bits)
+    }
+
+    /// Recomputes `attention` and whatever a system instruction may have changed.
+    fn look_around(&mut self) {
+        if (self.state.rflags ^ self.mode_flags) & MODE_FLAGS != 0 {
+            self.mode_changed();
+        }
+        let armed = debug::armed(self);
+        if armed != self.debug_armed {
+            self.debug_armed = armed;
+            // Watched pages must not be in the tables, nor stay out of them.
+            self.mmu.flush(false);
+        }
+        let s = &self.state;
+        let mut a = 0;
+        if armed {
+            a |= attention::STEP;
+        }
+        if s.shadow != Shadow::None {
+            a |= attention::SHADOW;
+        }
+        if s.activity != Activity::Running || s.injected.is_some() || s.nmi_pending {
+            a |= attention::STATE;
+        }
+        self.attention = a;
+    }
+
+    fn run_loop(&mut self, cache: &mut BlockCache, end: u64) -> Exit {
+        let mut faults = 0;
+        self.look_around();
+        'blocks: loop {
+            let mut most = u64::MAX;
+            if self.signals.pending() | self.attention != 0 {
+                match self.attend() {
+                    Ok(n) => most = n,
+                    Err(exit) => return exit,
+                }
+            }
+            if self.epoch != hyaline_ram::code::epoch() {
+                self.catch_up();
+            }
+            if self.state.icount >= end {
+                // A shadow that attend() lifted for an instruction that isn't executed now would be lost: it is put back there.
+                return Exit::Budget;
+            }
+            let linear = self.code_linear(self.state.rip);
+            let mut block = match cache.jump(linear, self.context()) {
+                Some(block) => block,
+                None => match self.find_block(cache, linear) {
+                    Ok(block) => block,
+                    Err(fault) => match self.deliver(fault, &mut faults) {
+                        Ok(()) => continue 'blocks,
+                        Err(exit) => return exit,
+                    },
+                },
+            };
+            // Chained blocks: nothing but branches lies between them.
+            loop {
+                let Some(b) = cache.blocks.get(block as usize) else { continue 'blocks };
+                let left = (end - self.state.icount).min(most);
+                let Some(insns) = cache.insns.get(b.start as usize..b.start as usize + usize::from(b.len)) else {
+                    cache.clear();
+                    continue 'blocks;
+                };
+                let mask = if self.code_bits == 64 { u64::MAX } else { 0xffff_ffff };
+                let mut rip = self.state.rip;
+                self.next_rip = rip.wrapping_add(u64::from(b.bytes)) & mask;
+                self.stop_at = left.min(insns.len() as u64) as u32;
+                let mut i = 0;
+                let single = self.attention & attention::STEP != 0;
+                let was_single = single && self.state.rflags & flag::TF != 0;
+                if single {
+                    if let Err(fault) = debug::before_instruction(self, self.code_linear(rip)) {
+                        match self.deliver(fault, &mut faults) {
+                            Ok(()) => continue 'blocks,
+                            Err(exit) => return exit,
+                        }
+                    }
+                }
+                while i < self.stop_at {
+                    let Some(insn) = insns.get(i as usize) else { break };
+                    self.state.rip = rip;
+                    self.index = i;
+                    if let Err(fault) = (insn.handler)(self, insn) {
+                        self.state.icount += u64::from(i);
+                        self.index = 0;
+                        if i > 0 {
+                            faults = 0;
+                        }
+                        match self.deliver(fault, &mut faults) {
+                            Ok(()) => continue 'blocks,
+                            Err(exit) => return exit,
+                        }
+                    }
+                    rip = rip.wrapping_add(u64::from(insn.len));
+                    i += 1;
+                }
+                self.state.icount += u64::from(i);
+                self.index = 0;
+                faults = 0;
+                let whole = i as usize == insns.len();
+                self.state.rip = if whole { self.next_rip } else { rip & mask };
+                if b.system || single || !whole {
+                    if single {
+                        if let Err(fault) = debug::after_instruction(self, was_single) {
+                            if let Err(exit) = self.deliver(fault, &mut faults) {
+                                return exit;
+                            }
+                        }
+                    }
+                    self.look_around();
+                    continue 'blocks;
+                }
+                if self.signals.pending() | self.attention != 0
+                    || self.state.icount >= end
+                    || self.epoch != hyaline_ram::code::epoch()
+                {
+                    continue 'blocks;
+                }
+                // The next block: by this one's links, by the linear address, or the long way.
+                let linear = self.code_linear(self.state.rip);
+                let context = self.context();
+                let [first, second] = &b.links;
+                block = if first.linear == linear && first.key == context {
+                    first.block
+                } else if second.linear == linear && second.key == context {
+                    second.block
+                } else {
+                    let Some(next) = cache.jump(linear, context) else { continue 'blocks };
+                    if let Some(b) = cache.blocks.get_mut(block as usize) {
+                        b.links = [crate::block::Link { linear, key: context, block: next }, b.links[0]];
+                    }
+                    next
+                };
+            }
+        }
+    }
+
+    /// Between instructions: requests, events, interrupts, in the order of SDM vol. 3A table 6-2. Gives how many instructions may be
+    /// executed before looking again.
+    #[cold]
+    fn attend(&mut self) -> Result<u64, Exit> {
+        let pending = self.signals.pending();
+        if pending & Signals::REMAP != 0 {
+            self.signals.clear(Signals::REMAP);
+            self.invalidate_map();
+        }
+        if pending & Signals::INIT != 0 {
+            self.signals.clear(Signals::INIT);
+            self.materialize_flags();
+            reset::init(self);
+            self.refresh();
+        }
+        if pending & Signals::NMI != 0 {
+            self.signals.clear(Signals::NMI);
+            self.state.nmi_pending = true;
+        }
+        if pending & Signals::KICK != 0 {
+            self.signals.clear(Signals::KICK);
+            return Err(Exit::Kicked);
+        }
+        match self.state.activity {
+            Activity::Running => {}
+            Activity::WaitForSipi => {
+                let Some(vector) = self.signals.take_sipi() else { return Err(Exit::WaitForSipi) };
+                self.state.activity = Activity::Running;
+                reset::sipi(self, vector);
+                self.refresh();
+            }
+            Activity::Shutdown => return Err(Exit::Shutdown),
+            Activity::Halted => {
+                let interrupt = pending & Signals::INTERRUPT != 0 && self.state.rflags & flag::IF != 0;
+                let nmi = self.state.nmi_pending && !self.state.nmi_blocked;
+                if !interrupt && !nmi && pending & Signals::SMI == 0 && self.state.injected.is_none() {
+                    return Err(Exit::Halted);
+                }
+                self.state.activity = Activity::Running;
+            }
+        }
+        if pending & Signals::SIPI != 0 && self.state.activity == Activity::Running {
+            // Not waiting for it: ignored (SDM vol. 3A §8.4.1).
+            let _ = self.signals.take_sipi();
+        }
+        let shadow = self.state.shadow;
+        if let Some(event) = self.state.injected.take() {
+            self.materialize_flags();
+            let done = match event.kind {
+                EventKind::Exception | EventKind::Software => event::exception(self, event.vector, event.error),
+                kind => event::interrupt(self, event.vector, kind),
+            };
+            self.refresh();
+            done?;
+        } else if pending & Signals::SMI != 0 && !self.state.smm && shadow == Shadow::None {
+            self.signals.clear(Signals::SMI);
+            self.materialize_flags();
+            let done = event::smi(self);
+            self.refresh();
+            done?;
+        } else if self.state.nmi_pending && !self.state.nmi_blocked && shadow != Shadow::MovSs {
+            self.state.nmi_pending = false;
+            self.state.nmi_blocked = true;
+            self.interrupt(crate::fault::vector::NMI, EventKind::Nmi)?;
+        } else if pending & Signals::INTERRUPT != 0
+            && shadow == Shadow::None
+            && self.state.rflags & flag::IF != 0
+        {
+            let icount = self.icount();
+            self.env.at(icount);
+            if let Some(vector) = self.env.acknowledge() {
+                self.interrupt(vector, EventKind::External)?;
+            }
+        }
+        self.look_around();
+        if self.attention & (attention::STEP | attention::SHADOW) != 0 {
+            // The shadow ends with the next instruction, unless that casts another one.
+            return Ok(1);
+        }
+        Ok(u64::MAX)
+    }
+
+    fn interrupt(&mut self, vector: u8, kind: EventKind) -> Result<(), Exit> {
+        self.materialize_flags();
+        let done = event::interrupt(self, vector, kind);
+        self.refresh();
+        done
+    }
+
+    /// After the state was changed as a whole.
+    fn refresh(&mut self) {
+        self.adopt_flags();
+        self.mode_changed();
+        self.look_around();
+    }
+
+    /// Delivers a fault of the instruction at `state.rip`.
+    #[cold]
+    fn deliver(&mut self, fault: Fault, faults: &mut u32) -> Result<(), Exit> {
+        self.materialize_flags();
+        match fault {
+            Fault::Again => {
+                self.look_around();
+                Ok(())
+            }
+            Fault::Stop(exit) => {
+                self.refresh();
+                Err(exit)
+            }
+            Fault::Exception { vector, error } => {
+                let done = event::exception(self, vector, error);
+                self.refresh();
+                done?;
+                *faults += 1;
+                if *faults >= FAULTS_IN_A_ROW {
+                    // Faults without end, not one instruction done: bounded work for the machine's sake.
+                    *faults = 0;
+                    return Err(Exit::Kicked);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Somebody wrote to code, or made code of what this processor may write to.
+    #[cold]
+    fn catch_up(&mut self) {
+        self.epoch = hyaline_ram::code::epoch();
+        self.mmu.renew();
+        self.mmu.forbid_code_writes();
+    }
+
+    fn mode_number(&self) -> u64 {
+        match self.code_bits {
+            16 => 0,
+            32 => 1,
+            _ => 2,
+        }
+    }
+
+    /// The block at a linear address (that of `state.rip`): looked up, or decoded.
+    #[cold]
+    fn find_block(&mut self, cache: &mut BlockCache, linear: u64) -> Exec<u32> {
+        let rip = self.state.rip;
+        if self.in_64bit {
+            if !self.canonical(linear) {
+                return Err(Fault::gp(0));
+            }
+        } else if rip > self.code_limit {
+            return Err(Fault::gp(0));
+        }
+        let physical = self.translate_fetch(linear)?;
+        let mode = self.mode_number();
+        let room = (self.code_limit - rip).saturating_add(1);
+        let found = cache.find(physical, mode, || {
+            let next = (linear | (PAGE - 1)).wrapping_add(1);
+            self.translate_fetch(next).ok().map(|p| p & !(PAGE - 1))
+        });
+        if let Some(i) = found {
+            if cache.blocks.get(i as usize).is_some_and(|b| u64::from(b.bytes) <= room) {
+                cache.set_jump(linear, self.context(), i);
+                return Ok(i);
+            }
+        }
+        if cache.is_full() {
+            cache.clear();
+        }
+        let i = self.decode_block(cache, linear, physical, room)?;
+        if cache.blocks.get(i as usize).is_some_and(|b| b.source.is_some() && u64::from(b.bytes) <= room) {
+            cache.set_jump(linear, self.context(), i);
+        }
+        Ok(i)
+    }
+
+    /// The memory that holds the code at a physical address: marked before it is read.
+    fn code_source(&mut self, physical: u64, len: u64) -> Option<Source> {
+        let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory()) else {
+            return None;
+        };
+        let ram = self.mmu.physical.block(block)?.clone();
+        let lines = hyaline_ram::code::line_mask(physical, len);
+        let before = hyaline_ram::code::epoch();
+        let (version, fresh) = ram.code().mark(offset, lines);
+        if fresh {
+            self.mmu.forbid_writes(&ram, offset);
+            if self.epoch == before && hyaline_ram::code::epoch() == before + 1 {
+                // That was this processor's own doing, and is done.
+                self.epoch = before + 1;
+            }
+        }
+        Some(Source { ram, offset, version })
+    }
+
+    /// Reads code bytes of one page.
+    fn fetch(&mut self, physical: u64, buf: &mut [u8]) {
+        if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory()) {
+            if let Some(ram) = self.mmu.physical.block(block) {
+                if ram.read(offset | physical & (PAGE - 1), buf).is_ok() {
+                    return;
+                }
+            }
+        }
+        let origin = self.origin(ExitKind::MmioRead);
+        for (i, byte) in buf.iter_mut().enumerate() {
+            *byte = self.env.memory().load(physical + i as u64, 1, &origin).0 as u8;
+        }
+    }
+
+    fn decode_block(&mut self, cache: &mut BlockCache, linear: u64, physical: u64, room: u64) -> Exec<u32> {
+        let mode = Mode { bits: u32::from(self.code_bits), amd: self.amd };
+        let start = cache.insns.len();
+        let in_page = PAGE - (physical & (PAGE - 1));
+        let mut at = 0_u64;
+        let mut block = Block {
+            start: start as u32,
+            len: 0,
+            bytes: 0,
+            system: false,
+            links: Default::default(),
+            source: None,
+            second: None,
+        };
+        let memory = matches!(
+            self.mmu.physical.find(physical, self.env.memory()),
+            Backing::Memory { .. }
+        );
+        // The first line is marked before anything is read, the others as the block grows.
+        block.source = self.code_source(physical, 1);
+        let version = block.source.as_ref().map(|s| s.version);
+        while usize::from(block.len) < MAX_INSNS {
+            let len = (in_page - at).min(15).min(room - at);
+            if len == 0 {
+                break;
+            }
+            if let Some(source) = self.code_source(physical + at, len.min(in_page - at)) {
+                if Some(source.version) != version {
+                    // Written to meanwhile by another processor: what was read before is void with its version.
+                    break;
+                }
+            }
+            let mut buf = [0_u8; 15];
+            if let Some(buf) = buf.get_mut(..len as usize) {
+                self.fetch(physical + at, buf);
+            }
+            let Some(insn) = decode::decode(buf.get(..len as usize).unwrap_or(&buf), mode, &self.model) else {
+                if at > 0 {
+                    break;
+                }
+                if room < 15 && room <= in_page {
+                    // The instruction goes on beyond the segment's limit.
+                    return Err(Fault::gp(0));
+                }
+                return self.decode_across(cache, linear, physical, in_page, room, block);
+            };
+            at += u64::from(insn.len);
+            block.len += 1;
+            block.bytes = at as u16;
+            let ends = insn.has(insn_flag::END);
+            block.system |= ends && !is_plain_branch(&insn);
+            cache.insns.push(insn);
+            // What doesn't come from memory may change at any time.
+            if ends || !memory {
+                break;
+            }
+        }
+        Ok(cache.add(physical, self.mode_number(), block))
+    }
+
+    /// Decodes one instruction that goes on in the next page.
+    fn decode_across(
+        &mut self,
+        cache: &mut BlockCache,
+        linear: u64,
+        physical: u64,
+        in_page: u64,
+        room: u64,
+        mut block: Block,
+    ) -> Exec<u32> {
+        let next = linear.wrapping_add(in_page);
+        let next = if self.in_64bit { next } else { next & 0xffff_ffff };
+        if self.in_64bit && !self.canonical(next) {
+            return Err(Fault::gp(0));
+        }
+        let second = self.translate_fetch(next)?;
+        let len = room.min(15);
+        let source = self.code_source(second, len.saturating_sub(in_page).max(1));
+        let mut buf = [0_u8; 15];
+        let (head, tail) = buf.split_at_mut((in_page as usize).min(15));
+        self.fetch(physical, head);
+        let more = (len as usize).saturating_sub(head.len()).min(tail.len());
+        if let Some(tail) = tail.get_mut(..more) {
+            self.fetch(second, tail);
+        }
+        let mode = Mode { bits: u32::from(self.code_bits), amd: self.amd };
+        let Some(insn) = decode::decode(buf.get(..len as usize).unwrap_or(&buf), mode, &self.model) else {
+            return Err(Fault::gp(0));
+        };
+        block.len = 1;
+        block.bytes = u16::from(insn.len);
+        block.system = insn.has(insn_flag::END) && !is_plain_branch(&insn);
+        match source {
+            Some(source) => block.second = Some((second & !(PAGE - 1), source)),
+            None => block.source = None,
+        }
+        cache.insns.push(insn);
+        Ok(cache.add(physical, self.mode_number(), block))
+    }
+}
+
+/// A branch that changes nothing but RIP (and the stack): the next block can be chained.
+fn is_plain_branch(insn: &Insn) -> bool {
+    use iced_x86::FlowControl;
+    matches!(
+        insn.code.flow_control(),
+        FlowControl::UnconditionalBranch
+            | FlowControl::ConditionalBranch
+            | FlowControl::Call
+            | FlowControl::IndirectBranch
+            | FlowControl::IndirectCall
+            | FlowControl::Return
+    ) && crate::exec::is_near_branch(insn)
+}

@@ -1,0 +1,361 @@
+//! Guest memory by host pointer: the software TLB's read and write tables and the accesses through them.
+//!
+//! Everything unsafe about memory is in this file, behind a safe interface. The invariant that all of it rests on: **an entry of a
+//! [`Table`] whose tag is a page address holds the host address of 4096 bytes inside of a RAM block which the table keeps alive.**
+//! Tags get in by [`Table::fill`] alone, which checks the bounds and keeps the block's Arc; blocks go only when all entries are void.
+//!
+//! Guest memory is shared with other threads (other processors, devices), so accesses are single machine instructions where the
+//! host can do that: atomic when aligned, and whatever x86 does when not.
+
+use hyaline_ram::RamBlock;
+use std::sync::Arc;
+
+/// Entries in a table; direct mapped by the page number's low bits.
+pub(crate) const ENTRIES: usize = 4096;
+/// Bytes in a page.
+pub(crate) const PAGE: u64 = 4096;
+
+/// A TLB entry, laid out for generated code: 16 bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub(crate) struct Entry {
+    /// Linear page address; void entries hold a value whose index bits are not those of their own slot, so no address can match.
+    pub tag: u64,
+    /// Host address of the page.
+    pub host: u64,
+}
+
+/// One direct-mapped table.
+pub(crate) struct Table {
+    entries: Box<[Entry; ENTRIES]>,
+    blocks: Vec<Arc<RamBlock>>,
+    touched: Vec<u16>,
+}
+
+// SAFETY: the host addresses in the entries point into blocks that the table keeps alive and that any thread may access atomically.
+unsafe impl Send for Table {}
+
+/// A tag that no address which selects slot `i` can match.
+const fn void(i: usize) -> Entry {
+    Entry { tag: !((i as u64) << 12), host: 0 }
+}
+
+/// Fixed-width unsigned integers that guest memory is accessed by.
+pub(crate) trait Scalar: Copy {
+    /// Bytes.
+    const SIZE: u64;
+    /// Loads from host memory that other threads may write.
+    /// # Safety
+    /// `p` points to SIZE bytes of guest RAM; any alignment.
+    unsafe fn load(p: *const u8) -> Self;
+    /// Stores to host memory that other threads may access.
+    /// # Safety
+    /// `p` points to SIZE bytes of guest RAM; any alignment.
+    unsafe fn store(p: *mut u8, v: Self);
+    /// Locked compare and exchange; gives what was there. On x86 hosts any alignment works.
+    /// # Safety
+    /// `p` points to SIZE bytes of guest RAM.
+    unsafe fn cmpxchg(p: *mut u8, old: Self, new: Self) -> Self;
+}
+
+macro_rules! scalar {
+    ($t:ty, $atomic:ty, $size:literal, $reg:ident, $load:literal, $store:literal, $cas:literal, $a:literal) => {
+        impl Scalar for $t {
+            const SIZE: u64 = $size;
+            #[inline(always)]
+            unsafe fn load(p: *const u8) -> $t {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    let v: $t;
+                    // SAFETY: the caller's promise; a plain load, which unlike a Rust one may race and may be unaligned.
+                    unsafe {
+                        std::arch::asm!($load, out($reg) v, in(reg) p, options(nostack, preserves_flags, readonly));
+                    }
+                    v
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                {
+                    // SAFETY: the caller's promise; single bytes are always aligned.
+                    let bytes = std::array::from_fn(|i| unsafe { std::ptr::read_volatile(p.add(i)) });
+                    <$t>::from_le_bytes(bytes)
+                }
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut u8, v: $t) {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above, a plain store.
+                unsafe {
+                    std::arch::asm!($store, in($reg) v, in(reg) p, options(nostack, preserves_flags));
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                for (i, b) in v.to_le_bytes().into_iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { std::ptr::write_volatile(p.add(i), b) };
+                }
+            }
+            #[inline(always)]
+            unsafe fn cmpxchg(p: *mut u8, old: $t, new: $t) -> $t {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    let was: $t;
+                    // SAFETY: as above; lock cmpxchg works at any alignment.
+                    unsafe {
+                        std::arch::asm!($cas, in(reg) p, n = in($reg) new, inlateout($a) old => was, options(nostack));
+                    }
+                    was
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                {
+                    use std::sync::atomic::Ordering::SeqCst;
+                    if p as usize % $size == 0 {
+                        // SAFETY: the caller's promise, and aligned.
+                        let cell = unsafe { <$atomic>::from_ptr(p.cast()) };
+                        return match cell.compare_exchange(old.to_le(), new.to_le(), SeqCst, SeqCst) {
+                            Ok(v) | Err(v) => <$t>::from_le(v),
+                        };
+                    }
+                    // SAFETY: as above. An unaligned locked access is not atomic on these hosts.
+                    let was = unsafe { Self::load(p) };
+                    if was == old {
+                        // SAFETY: as above.
+                        unsafe { Self::store(p, new) };
+                    }
+                    was
+                }
+            }
+        }
+    };
+}
+scalar!(u8, std::sync::atomic::AtomicU8, 1, reg_byte, "mov {}, byte ptr [{}]", "mov byte ptr [{1}], {0}", "lock cmpxchg byte ptr [{0}], {n}", "al");
+scalar!(u16, std::sync::atomic::AtomicU16, 2, reg, "mov {:x}, word ptr [{}]", "mov word ptr [{1}], {0:x}", "lock cmpxchg word ptr [{0}], {n:x}", "ax");
+scalar!(u32, std::sync::atomic::AtomicU32, 4, reg, "mov {:e}, dword ptr [{}]", "mov dword ptr [{1}], {0:e}", "lock cmpxchg dword ptr [{0}], {n:e}", "eax");
+scalar!(u64, std::sync::atomic::AtomicU64, 8, reg, "mov {}, qword ptr [{}]", "mov qword ptr [{1}], {0}", "lock cmpxchg qword ptr [{0}], {n}", "rax");
+
+impl Table {
+    pub(crate) fn new() -> Table {
+        let entries: Box<[Entry]> = (0..ENTRIES).map(void).collect();
+        let entries = entries.try_into().unwrap_or_else(|_| Box::new([void(0); ENTRIES]));
+        Table { entries, blocks: Vec::new(), touched: Vec::new() }
+    }
+
+    /// The entries, for generated code.
+    #[allow(dead_code)]
+    pub(crate) fn as_ptr(&self) -> *const Entry {
+        self.entries.as_ptr()
+    }
+
+    /// The host address of `size` bytes at `linear` when the table maps them and they are within one page.
+    #[inline(always)]
+    fn find(&self, linear: u64, size: u64) -> Option<*mut u8> {
+        let e = &self.entries[(linear >> 12) as usize & (ENTRIES - 1)];
+        let off = e.tag ^ linear;
+        if off <= PAGE - size {
+            // One comparison says both that the tag matches and that the access stays in the page.
+            Some((e.host + off) as *mut u8)
+        } else {
+            None
+        }
+    }
+
+    /// Loads, when the table maps the whole access.
+    #[inline(always)]
+    pub(crate) fn load<T: Scalar>(&self, linear: u64) -> Option<T> {
+        let p = self.find(linear, T::SIZE)?;
+        // SAFETY: the table's invariant (head of this file): SIZE bytes at `p` are inside of a live block.
+        Some(unsafe { T::load(p) })
+    }
+
+    /// Stores, when the table maps the whole access.
+    #[inline(always)]
+    pub(crate) fn store<T: Scalar>(&self, linear: u64, v: T) -> bool {
+        let Some(p) = self.find(linear, T::SIZE) else { return false };
+        // SAFETY: as for load.
+        unsafe { T::store(p, v) };
+        true
+    }
+
+    /// Locked compare and exchange, when the table maps the whole access: what was there.
+    #[inline(always)]
+    pub(crate) fn cmpxchg<T: Scalar>(&self, linear: u64, old: T, new: T) -> Option<T> {
+        let p = self.find(linear, T::SIZE)?;
+        // SAFETY: as for load.
+        Some(unsafe { T::cmpxchg(p, old, new) })
+    }
+
+    /// Whether `size` bytes (at most a page) at `linear` are mapped and within one page.
+    #[inline(always)]
+    pub(crate) fn maps(&self, linear: u64, size: u64) -> bool {
+        self.find(linear, size).is_some()
+    }
+
+    /// Copies out of one page; false when it isn't mapped or the bytes leave the page.
+    pub(crate) fn read_bytes(&self, linear: u64, buf: &mut [u8]) -> bool {
+        if buf.is_empty() || buf.len() as u64 > PAGE {
+            return false;
+        }
+        let Some(p) = self.find(linear, buf.len() as u64) else { return false };
+        // SAFETY: the invariant gives buf.len() readable bytes at p; buf is no guest memory. Other processors may write meanwhile,
+        // as they may on hardware: the bytes are copied opaquely to the compiler, by a string instruction where there is one.
+        unsafe { copy(buf.as_mut_ptr(), p, buf.len()) };
+        true
+    }
+
+    /// Copies into one page; false when it isn't mapped or the bytes leave the page.
+    pub(crate) fn write_bytes(&self, linear: u64, data: &[u8]) -> bool {
+        if data.is_empty() || data.len() as u64 > PAGE {
+            return false;
+        }
+        let Some(p) = self.find(linear, data.len() as u64) else { return false };
+        // SAFETY: as above.
+        unsafe { copy(p, data.as_ptr(), data.len()) };
+        true
+    }
+
+    /// Copies `len` bytes upwards from a page of table `from` to a page of this table, byte after byte as REP MOVSB does (so that an
+    /// overlap repeats). False when one isn't mapped or the bytes leave a page.
+    pub(crate) fn copy_from(&self, to: u64, from_table: &Table, from: u64, len: u64) -> bool {
+        if len == 0 || len > PAGE {
+            return false;
+        }
+        let (Some(d), Some(s)) = (self.find(to, len), from_table.find(from, len)) else { return false };
+        // SAFETY: as above; the copy goes upwards byte after byte whatever the overlap.
+        unsafe { copy(d, s, len as usize) };
+        true
+    }
+
+    /// Fills `count` elements upwards from `linear`. False when the page isn't mapped or the bytes leave it.
+    pub(crate) fn fill_elements<T: Scalar>(&self, linear: u64, v: T, count: u64) -> bool {
+        if count == 0 || count > PAGE / T::SIZE {
+            return false;
+        }
+        let Some(p) = self.find(linear, count * T::SIZE) else { return false };
+        for i in 0..count {
+            // SAFETY: as above: all count * SIZE bytes are inside of the page.
+            unsafe { T::store(p.add((i * T::SIZE) as usize), v) };
+        }
+        true
+    }
+
+    /// Maps the page of `linear` to the page at `offset` (rounded down) of `block`.
+    pub(crate) fn fill(&mut self, linear: u64, block: &Arc<RamBlock>, offset: u64) {
+        let offset = offset & !(PAGE - 1);
+        if offset.checked_add(PAGE).is_none_or(|end| end > block.len()) {
+            return;
+        }
+        if !self.blocks.iter().any(|b| Arc::ptr_eq(b, block)) {
+            self.blocks.push(block.clone());
+        }
+        let slot = (linear >> 12) as usize & (ENTRIES - 1);
+        let e = &mut self.entries[slot];
+        if e.host == 0 {
+            self.touched.push(slot as u16);
+        }
+        // Wrapping can't happen: the page is inside of the mapping.
+        *e = Entry { tag: linear & !(PAGE - 1), host: (block.host_ptr() as u64).wrapping_add(offset) };
+    }
+
+    /// Voids the entry of the page of `linear`, if it is there.
+    pub(crate) fn drop_page(&mut self, linear: u64) {
+        let slot = (linear >> 12) as usize & (ENTRIES - 1);
+        let e = &mut self.entries[slot];
+        if e.tag == linear & !(PAGE - 1) {
+            // The host address stays, so that the slot remains in the touched list just once.
+            e.tag = void(slot).tag;
+        }
+    }
+
+    /// Voids every entry for which `keep` says no to its linear page address.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) {
+        let entries = &mut self.entries;
+        self.touched.retain(|slot| {
+            let slot = usize::from(*slot) & (ENTRIES - 1);
+            let e = &mut entries[slot];
+            let kept = e.tag != void(slot).tag && keep(e.tag);
+            if !kept {
+                *e = void(slot);
+            }
+            kept
+        });
+    }
+
+    /// Voids every entry that maps the page at `offset` of `block`.
+    pub(crate) fn drop_host_page(&mut self, block: &RamBlock, offset: u64) {
+        let host = (block.host_ptr() as u64).wrapping_add(offset & !(PAGE - 1));
+        for slot in &self.touched {
+            let slot = usize::from(*slot) & (ENTRIES - 1);
+            let e = &mut self.entries[slot];
+            if e.host == host {
+                e.tag = void(slot).tag;
+            }
+        }
+    }
+
+    /// Voids every entry that maps a page with code in it.
+    pub(crate) fn drop_code_pages(&mut self, blocks: &[Arc<RamBlock>]) {
+        for slot in &self.touched {
+            let slot = usize::from(*slot) & (ENTRIES - 1);
+            let e = &mut self.entries[slot];
+            let holds_code = blocks.iter().any(|b| {
+                let offset = e.host.wrapping_sub(b.host_ptr() as u64);
+                offset < b.len() && b.code().lines(offset) != 0
+            });
+            if holds_code {
+                e.tag = void(slot).tag;
+            }
+        }
+    }
+
+    /// Changes a value by `f`, with one look-up, when the table maps the whole access; gives what `f` gives beside the new value. With
+    /// `locked` the change is atomic and `f` may run more than once.
+    #[inline(always)]
+    pub(crate) fn update<T: Scalar + PartialEq, R>(
+        &self,
+        linear: u64,
+        locked: bool,
+        mut f: impl FnMut(T) -> (T, R),
+    ) -> Option<R> {
+        let p = self.find(linear, T::SIZE)?;
+        // SAFETY: as for load.
+        let mut old = unsafe { T::load(p) };
+        if !locked {
+            let (new, r) = f(old);
+            // SAFETY: as for store.
+            unsafe { T::store(p, new) };
+            return Some(r);
+        }
+        loop {
+            let (new, r) = f(old);
+            // SAFETY: as for load.
+            let was = unsafe { T::cmpxchg(p, old, new) };
+            if was == old {
+                return Some(r);
+            }
+            old = was;
+        }
+    }
+
+    /// Voids all entries and lets the blocks go.
+    pub(crate) fn clear(&mut self) {
+        for slot in self.touched.drain(..) {
+            let slot = usize::from(slot) & (ENTRIES - 1);
+            self.entries[slot] = void(slot);
+        }
+        self.blocks.clear();
+    }
+}
+
+/// Copies upwards, byte after byte as seen from outside.
+/// # Safety
+/// `n` bytes at both pointers are accessible.
+unsafe fn copy(to: *mut u8, from: *const u8, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise; DF is clear in Rust code.
+    unsafe {
+        std::arch::asm!("rep movsb", inout("rcx") n => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for i in 0..n {
+        // SAFETY: as above.
+        unsafe { std::ptr::write_volatile(to.add(i), std::ptr::read_volatile(from.add(i))) };
+    }
+}
