@@ -176,7 +176,14 @@ impl RamBlock {
             let _ =
                 unsafe { rustix::mm::madvise(base.as_ptr().cast(), rounded as usize, Advice::LinuxHugepage) };
         }
-        Ok(Arc::new(RamBlock { name: name.into(), base, len: rounded, fd, dirty: DirtyLog::new(rounded), code: CodeMap::new(rounded) }))
+        Ok(Arc::new(RamBlock {
+            name: name.into(),
+            base,
+            len: rounded,
+            fd,
+            dirty: DirtyLog::new(rounded),
+            code: CodeMap::new(rounded),
+        }))
     }
 
     /// The block's name.

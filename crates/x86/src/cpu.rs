@@ -5,11 +5,11 @@ use crate::decode::{self, Ea, Insn, Mode, insn_flag};
 use crate::env::{Env, Signals};
 use crate::fault::{Exec, Exit, Fault};
 use crate::native::mem::PAGE;
-use crate::space::ExitKind;
 use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, flag};
 use crate::sys::cpuid::CpuModel;
 use crate::sys::{debug, event, reset};
 use crate::tlb::{Backing, Mmu, View};
+use hyaline_space::ExitKind;
 use std::sync::Arc;
 
 /// What the fast path of a memory access needs of a segment.
@@ -249,7 +249,8 @@ impl Cpu {
             }
         };
         let slow = self.alignment_checked || (self.debug_armed && self.in_64bit && false);
-        self.segc[seg as usize & 7] = if slow { FastSegment { readable: 0, writable: 0, ..fast } } else { fast };
+        self.segc[seg as usize & 7] =
+            if slow { FastSegment { readable: 0, writable: 0, ..fast } } else { fast };
     }
 
     /// Voids TLB entries: all, or all but those of global pages.
@@ -424,6 +425,9 @@ impl Cpu {
         let mut faults = 0;
         self.look_around();
         'blocks: loop {
+            if self.state.icount >= end {
+                return Exit::Budget;
+            }
             let mut most = u64::MAX;
             if self.signals.pending() | self.attention != 0 {
                 match self.attend() {
@@ -433,10 +437,6 @@ impl Cpu {
             }
             if self.epoch != hyaline_ram::code::epoch() {
                 self.catch_up();
-            }
-            if self.state.icount >= end {
-                // A shadow that attend() lifted for an instruction that isn't executed now would be lost: it is put back there.
-                return Exit::Budget;
             }
             let linear = self.code_linear(self.state.rip);
             let mut block = match cache.jump(linear, self.context()) {
@@ -453,7 +453,8 @@ impl Cpu {
             loop {
                 let Some(b) = cache.blocks.get(block as usize) else { continue 'blocks };
                 let left = (end - self.state.icount).min(most);
-                let Some(insns) = cache.insns.get(b.start as usize..b.start as usize + usize::from(b.len)) else {
+                let Some(insns) = cache.insns.get(b.start as usize..b.start as usize + usize::from(b.len))
+                else {
                     cache.clear();
                     continue 'blocks;
                 };
@@ -580,7 +581,9 @@ impl Cpu {
         if let Some(event) = self.state.injected.take() {
             self.materialize_flags();
             let done = match event.kind {
-                EventKind::Exception | EventKind::Software => event::exception(self, event.vector, event.error),
+                EventKind::Exception | EventKind::Software => {
+                    event::exception(self, event.vector, event.error)
+                }
                 kind => event::interrupt(self, event.vector, kind),
             };
             self.refresh();
@@ -608,6 +611,7 @@ impl Cpu {
         self.look_around();
         if self.attention & (attention::STEP | attention::SHADOW) != 0 {
             // The shadow ends with the next instruction, unless that casts another one.
+            self.state.shadow = Shadow::None;
             return Ok(1);
         }
         Ok(u64::MAX)
@@ -707,7 +711,8 @@ impl Cpu {
 
     /// The memory that holds the code at a physical address: marked before it is read.
     fn code_source(&mut self, physical: u64, len: u64) -> Option<Source> {
-        let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory()) else {
+        let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory())
+        else {
             return None;
         };
         let ram = self.mmu.physical.block(block)?.clone();
@@ -753,10 +758,7 @@ impl Cpu {
             source: None,
             second: None,
         };
-        let memory = matches!(
-            self.mmu.physical.find(physical, self.env.memory()),
-            Backing::Memory { .. }
-        );
+        let memory = matches!(self.mmu.physical.find(physical, self.env.memory()), Backing::Memory { .. });
         // The first line is marked before anything is read, the others as the block grows.
         block.source = self.code_source(physical, 1);
         let version = block.source.as_ref().map(|s| s.version);
@@ -775,7 +777,8 @@ impl Cpu {
             if let Some(buf) = buf.get_mut(..len as usize) {
                 self.fetch(physical + at, buf);
             }
-            let Some(insn) = decode::decode(buf.get(..len as usize).unwrap_or(&buf), mode, &self.model) else {
+            let Some(insn) = decode::decode(buf.get(..len as usize).unwrap_or(&buf), mode, &self.model)
+            else {
                 if at > 0 {
                     break;
                 }

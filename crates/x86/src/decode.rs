@@ -5,7 +5,9 @@ use crate::fault::{Exec, Fault};
 use crate::state::Seg;
 use crate::sys::cpuid::CpuModel;
 use crate::{exec, native, sys};
-use iced_x86::{Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register,
+};
 use std::sync::OnceLock;
 
 /// Executes one instruction. `state.rip` is the instruction's own address while it runs; a handler that doesn't continue at the

@@ -3,7 +3,7 @@
 //! Memory and ports go through [`AddressSpace`], the one path of every access. The rest (interrupt
 //! acknowledge, local APIC registers, time) is behind [`Env`], so that the processor knows no board and no chip.
 
-use crate::space::AddressSpace;
+use hyaline_space::AddressSpace;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

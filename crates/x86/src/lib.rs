@@ -13,9 +13,10 @@ mod exec;
 pub mod fault;
 mod mmu;
 mod native;
-pub mod space;
 pub mod state;
 mod sys;
+#[doc(hidden)]
+pub mod testing;
 mod tlb;
 
 pub use cpu::Cpu;

@@ -5,11 +5,11 @@
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
 use crate::native::mem::{PAGE, Scalar};
-use crate::space::{Actor, ExitKind, Origin};
 use crate::state::{Seg, cr0, cr4, efer};
 use crate::sys::debug;
 use crate::tlb::{Backing, View};
 use hyaline_ram::RamBlock;
+use hyaline_space::{Actor, ExitKind, Origin};
 
 /// An unsigned integer of an operand's width.
 pub(crate) trait Width: Scalar + PartialEq + Eq + std::fmt::Debug + 'static {
@@ -592,8 +592,7 @@ impl Cpu {
     fn probe_linear(&mut self, linear: u64, len: u64, access: Access) -> Exec {
         let here = PAGE - (linear & (PAGE - 1));
         for (at, n) in [(linear, here.min(len)), (self.advance(linear, here), len.saturating_sub(here))] {
-            let table =
-                if access == Access::Write { &self.mmu.window.write } else { &self.mmu.window.read };
+            let table = if access == Access::Write { &self.mmu.window.write } else { &self.mmu.window.read };
             if n > 0 && !table.maps(at, n) {
                 self.translate(at, access, self.view)?;
             }

@@ -386,7 +386,8 @@ impl CpuState {
     /// runs; an application processor waits for a start-up IPI.
     pub fn at_reset(bootstrap: bool) -> CpuState {
         let data = Segment { base: 0, limit: 0xffff, attr: 0x93, selector: 0, unusable: false };
-        let code = Segment { base: 0xffff_0000, limit: 0xffff, attr: 0x9b, selector: 0xf000, unusable: false };
+        let code =
+            Segment { base: 0xffff_0000, limit: 0xffff, attr: 0x9b, selector: 0xf000, unusable: false };
         CpuState {
             gpr: [0; 16],
             rip: 0xfff0,

@@ -6,8 +6,8 @@
 //! registers, watched pages and pages with code (for writes) are never entered.
 
 use crate::native::mem::{ENTRIES, PAGE, Table};
-use crate::space::AddressSpace;
 use hyaline_ram::RamBlock;
+use hyaline_space::AddressSpace;
 use std::sync::Arc;
 
 /// How a window's owner looks at memory.
@@ -183,7 +183,7 @@ impl Physical {
         let section = memory.lookup(physical)?;
         let last = physical | (PAGE - 1);
         // Sections smaller than a page, or not page aligned on the host, take the way of every other access.
-        if section.range.start > physical || section.range.end <= last {
+        if section.range.start > physical || section.range.last < last {
             return None;
         }
         let host = section.host?;
@@ -279,7 +279,9 @@ impl Mmu {
         }
         let new = new.unwrap_or_else(|| Window::new(generation));
         let old = std::mem::replace(&mut self.window, new);
-        if let Some(place) = self.spaces.get_mut(self.space).and_then(|s| s.windows.get_mut(self.view as usize)) {
+        if let Some(place) =
+            self.spaces.get_mut(self.space).and_then(|s| s.windows.get_mut(self.view as usize))
+        {
             *place = Some(old);
         }
         (self.space, self.view) = (space, view);

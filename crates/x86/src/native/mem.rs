@@ -59,7 +59,7 @@ pub(crate) trait Scalar: Copy {
 }
 
 macro_rules! scalar {
-    ($t:ty, $atomic:ty, $size:literal, $reg:ident, $load:literal, $store:literal, $cas:literal, $a:literal) => {
+    ($t:ty, $atomic:ty, $size:literal, $reg:ident, $load:literal, $store:literal, $cas:literal, $a:tt) => {
         impl Scalar for $t {
             const SIZE: u64 = $size;
             #[inline(always)]
@@ -126,10 +126,46 @@ macro_rules! scalar {
         }
     };
 }
-scalar!(u8, std::sync::atomic::AtomicU8, 1, reg_byte, "mov {}, byte ptr [{}]", "mov byte ptr [{1}], {0}", "lock cmpxchg byte ptr [{0}], {n}", "al");
-scalar!(u16, std::sync::atomic::AtomicU16, 2, reg, "mov {:x}, word ptr [{}]", "mov word ptr [{1}], {0:x}", "lock cmpxchg word ptr [{0}], {n:x}", "ax");
-scalar!(u32, std::sync::atomic::AtomicU32, 4, reg, "mov {:e}, dword ptr [{}]", "mov dword ptr [{1}], {0:e}", "lock cmpxchg dword ptr [{0}], {n:e}", "eax");
-scalar!(u64, std::sync::atomic::AtomicU64, 8, reg, "mov {}, qword ptr [{}]", "mov qword ptr [{1}], {0}", "lock cmpxchg qword ptr [{0}], {n}", "rax");
+scalar!(
+    u8,
+    std::sync::atomic::AtomicU8,
+    1,
+    reg_byte,
+    "mov {}, byte ptr [{}]",
+    "mov byte ptr [{1}], {0}",
+    "lock cmpxchg byte ptr [{0}], {n}",
+    "al"
+);
+scalar!(
+    u16,
+    std::sync::atomic::AtomicU16,
+    2,
+    reg,
+    "mov {:x}, word ptr [{}]",
+    "mov word ptr [{1}], {0:x}",
+    "lock cmpxchg word ptr [{0}], {n:x}",
+    "ax"
+);
+scalar!(
+    u32,
+    std::sync::atomic::AtomicU32,
+    4,
+    reg,
+    "mov {:e}, dword ptr [{}]",
+    "mov dword ptr [{1}], {0:e}",
+    "lock cmpxchg dword ptr [{0}], {n:e}",
+    "eax"
+);
+scalar!(
+    u64,
+    std::sync::atomic::AtomicU64,
+    8,
+    reg,
+    "mov {}, qword ptr [{}]",
+    "mov qword ptr [{1}], {0}",
+    "lock cmpxchg qword ptr [{0}], {n}",
+    "rax"
+);
 
 impl Table {
     pub(crate) fn new() -> Table {
