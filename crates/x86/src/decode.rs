@@ -103,6 +103,8 @@ pub struct Insn {
     pub ea: Ea,
     /// The raw bytes; `len` of them count.
     pub bytes: [u8; 15],
+    /// How the host executes it, for instructions of `native`.
+    pub plan: Option<&'static native::Plan>,
 }
 
 impl Insn {
@@ -167,12 +169,12 @@ fn too_long(_cpu: &mut Cpu, _insn: &Insn) -> Exec {
 fn foreign_handler(code: Code) -> Option<Handler> {
     static TABLE: OnceLock<Vec<Option<Handler>>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
-        Code::values().map(|code| sys::handler(code).or_else(|| native::handler(code))).collect()
+        Code::values().map(|code| sys::handler(code)).collect()
     });
     table.get(code as usize).copied().flatten()
 }
 
-/// Runs a handler of `sys` or `native` that reads or writes the arithmetic flags in `state.rflags`.
+/// Runs a handler of `sys` that reads or writes the arithmetic flags in `state.rflags`.
 fn with_exact_flags(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let Some(handler) = foreign_handler(insn.code) else { return Err(Fault::ud()) };
     cpu.materialize_flags();
@@ -206,6 +208,7 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
         scale: 0,
         ea: Ea::None,
         bytes: [0; 15],
+        plan: None,
     };
     if i.is_invalid() {
         if decoder.last_error() == DecoderError::NoMoreBytes {
@@ -230,12 +233,9 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
         if !ends {
             insn.flags &= !insn_flag::END;
         }
-    } else if let Some(handler) = native::handler(i.code()) {
+    } else if let Some((handler, plan)) = native::prepare(&i, insn.bytes(), mode.bits) {
         insn.handler = handler;
-        let flags = i.rflags_read() | i.rflags_modified();
-        if flags & iced_x86::RflagsBits::OF != 0 || flags & 0x1f != 0 {
-            insn.handler = with_exact_flags;
-        }
+        insn.plan = plan;
         if i.flow_control() == FlowControl::Next {
             insn.flags &= !insn_flag::END;
         }

@@ -91,4 +91,7 @@ pub trait Env: Send {
     /// Called before every access that can reach a device, with the instruction count at that access: machines whose
     /// time comes from the count bring their clock there.
     fn at(&mut self, _icount: u64) {}
+    /// FERR#: a waiting x87 instruction met a pending exception with CR0.NE clear (SDM vol. 1 §8.7.2). A PC raises interrupt
+    /// line 13.
+    fn fpu_error(&mut self) {}
 }

@@ -12,7 +12,7 @@ pub mod env;
 mod exec;
 pub mod fault;
 mod mmu;
-mod native;
+pub mod native;
 pub mod state;
 mod sys;
 #[doc(hidden)]
