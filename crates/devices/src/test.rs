@@ -1,0 +1,7 @@
+//! Devices for tests: a way for a guest to end the program, to tell of a panic, and to try out buses and lines.
+
+pub mod isa_debug_exit;
+pub mod pvpanic;
+
+pub use isa_debug_exit::IsaDebugExit;
+pub use pvpanic::PvPanic;
