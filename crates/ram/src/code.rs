@@ -93,12 +93,12 @@ impl CodeMap {
         let mut at = offset;
         while at < end {
             let next = (at | (PAGE_SIZE - 1)).saturating_add(1).min(end);
-            if let Some((chunk, i)) = self.chunk(at) {
-                if chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) != 0 {
-                    chunk.version[i].fetch_add(1, Ordering::SeqCst);
-                    chunk.lines[i].store(0, Ordering::SeqCst);
-                    hit = true;
-                }
+            if let Some((chunk, i)) = self.chunk(at)
+                && chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) != 0
+            {
+                chunk.version[i].fetch_add(1, Ordering::SeqCst);
+                chunk.lines[i].store(0, Ordering::SeqCst);
+                hit = true;
             }
             at = next;
         }

@@ -107,16 +107,15 @@ impl DirtyLog {
             for word in first / 64..=last / 64 {
                 let mask = word_mask(word, first, last);
                 if let Some(bits) = self.words[client.index()].get(word as usize) {
-                    // A page that is dirty already needs no locked instruction. Release, with the acquiring swap in
-                    // `snapshot`: who sees the bit sees the bytes that were stored before it was set.
-                    if bits.load(Ordering::Relaxed) & mask != mask {
-                        bits.fetch_or(mask, Ordering::Release);
-                    }
+                    // Always a locked instruction, though the page may be marked already: it keeps the order of the bytes that were
+                    // stored and this bit. Without it the bit could be seen set, be cleared by a snapshot, and the store come
+                    // after the snapshot's look at the page.
+                    bits.fetch_or(mask, Ordering::SeqCst);
                 }
             }
         }
-        if self.pending.load(Ordering::Relaxed) & clients != clients {
-            self.pending.fetch_or(clients, Ordering::Release);
+        if self.pending.load(Ordering::SeqCst) & clients != clients {
+            self.pending.fetch_or(clients, Ordering::SeqCst);
         }
     }
 
@@ -134,10 +133,10 @@ impl DirtyLog {
         for word in first / 64..=last / 64 {
             let mask = word_mask(word, first, last);
             let Some(bits) = self.words[client.index()].get(word as usize) else { break };
-            if bits.load(Ordering::Relaxed) & mask == 0 {
+            if bits.load(Ordering::SeqCst) & mask == 0 {
                 continue;
             }
-            let mut dirty = bits.fetch_and(!mask, Ordering::AcqRel) & mask;
+            let mut dirty = bits.fetch_and(!mask, Ordering::SeqCst) & mask;
             while dirty != 0 {
                 map.insert(word * 64 + u64::from(dirty.trailing_zeros()));
                 dirty &= dirty - 1;

@@ -95,13 +95,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ports.load_with(&mut port_cursor, i % 100 * 0x80, 1, &who).0
     });
     measure("port load of nothing", |i| ports.load(0x8000 + (i & 0xff), 1, &who).0);
-    measure("RAM load, 8 bytes", |i| memory.load(i * 8 & 0x3f_ffff, 8, &who).0);
+    measure("RAM load, 8 bytes", |i| memory.load((i * 8) & 0x3f_ffff, 8, &who).0);
     let mut ram_cursor = Cursor::new();
     measure("RAM load, 8 bytes, with a cursor", |i| {
-        memory.load_with(&mut ram_cursor, i * 8 & 0x3f_ffff, 8, &who).0
+        memory.load_with(&mut ram_cursor, (i * 8) & 0x3f_ffff, 8, &who).0
     });
     measure("RAM store, 8 bytes, with a cursor", |i| {
-        u64::from(memory.store_with(&mut ram_cursor, i * 8 & 0x3f_ffff, 8, i, &who).is_ok())
+        u64::from(memory.store_with(&mut ram_cursor, (i * 8) & 0x3f_ffff, 8, i, &who).is_ok())
     });
     let mut page = [0; 4096];
     measure("RAM copy out, 4096 bytes", |i| {

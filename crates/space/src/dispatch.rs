@@ -111,7 +111,20 @@ impl<'a> Way<'a> {
                 Target::Iommu(_) | Target::Nobody => {}
             }
         }
+        if self.is_hole(hint, addr, size) {
+            self.observe(None, addr, size, false, ones(size), 0, Outcome::Unassigned, self.now());
+            return (ones(size), Outcome::Unassigned);
+        }
         self.load_slow(addr, size)
+    }
+
+    /// Is the whole access in a hole? (Probing for devices makes many such.)
+    #[inline]
+    fn is_hole(&self, hint: Option<usize>, addr: u64, size: u8) -> bool {
+        hint.is_none()
+            && matches!(size, 1 | 2 | 4 | 8)
+            && addr.checked_add(u64::from(size - 1)).is_some()
+            && (size == 1 || self.view.hole_end(addr).is_none_or(|start| start - addr >= u64::from(size)))
     }
 
     fn load_straight(
@@ -166,6 +179,10 @@ impl<'a> Way<'a> {
                 }
                 Target::Rom { .. } | Target::RomDevice { .. } | Target::Iommu(_) | Target::Nobody => {}
             }
+        }
+        if self.is_hole(hint, addr, size) {
+            self.observe(None, addr, size, true, value & ones(size), 0, Outcome::Unassigned, self.now());
+            return Outcome::Unassigned;
         }
         self.store_slow(addr, size, value)
     }

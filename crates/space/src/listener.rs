@@ -60,7 +60,7 @@ impl fmt::Debug for IoEventFd {
 
 /// Is told what changes in an address space: accelerators keep their memory slots by it.
 ///
-/// At the end of a transaction that changed the space, and at registration with everything as new: `begin`, what went, what came, what
+/// At the end of a transaction that changed what can be reached in the space, and at registration with everything as new: `begin`, what went, what came, what
 /// changed its log, `commit`. When the calls come, the space's view is the new one already. They come in the thread that ended
 /// the transaction, with the graph locked: don't wait in them for a thread that may be changing the graph.
 pub trait Listener: Send + Sync {

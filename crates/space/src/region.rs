@@ -648,8 +648,11 @@ impl Region {
     /// the device. An accelerator may do so without an exit.
     pub fn add_ioeventfd(&self, addr: u64, size: u8, match_value: Option<u64>, notify: Arc<dyn Notify>) {
         let event = IoEventFd { addr, size, match_value, notify };
+        // What goes is dropped after the region's lock: it may run code of others.
+        let mut old = None;
         self.change(|state| {
-            state.eventfds = state.eventfds.iter().cloned().chain([event]).collect();
+            let events = state.eventfds.iter().cloned().chain([event]).collect();
+            old = Some(std::mem::replace(&mut state.eventfds, events));
             true
         });
     }
@@ -663,12 +666,14 @@ impl Region {
         notify: &Arc<dyn Notify>,
     ) -> Result<(), SpaceError> {
         let event = IoEventFd { addr, size, match_value, notify: notify.clone() };
-        let mut found = false;
+        let (mut found, mut old) = (false, None);
         self.change(|state| {
             found = state.eventfds.contains(&event);
-            state.eventfds = state.eventfds.iter().filter(|other| **other != event).cloned().collect();
+            let events = state.eventfds.iter().filter(|other| **other != event).cloned().collect();
+            old = Some(std::mem::replace(&mut state.eventfds, events));
             found
         });
+        drop(old);
         if found { Ok(()) } else { Err(SpaceError::NoEventFd { region: self.path(), addr, size }) }
     }
 

@@ -222,7 +222,13 @@ impl SpaceInner {
     /// Makes and publishes a new view, and has the listeners told of the difference. At the end of a transaction.
     pub(crate) fn publish(&self, tell_listeners: bool) {
         let observer = lock(&self.observer).clone();
-        let view = Arc::new(FlatView::build(&self.root, self.ports, observer));
+        let mut view = FlatView::build(&self.root, self.ports, observer);
+        let old = self.view.load_full();
+        if view.dispatches_as(&old) {
+            // Only what is hidden has changed: explanations need the new tree, caches can stay.
+            view.generation = old.generation;
+        }
+        let view = Arc::new(view);
         let generation = view.generation;
         self.view.store(view.clone());
         self.generation.store(generation, Ordering::Release);
@@ -231,7 +237,9 @@ impl SpaceInner {
                 let mut told = lock(&self.told);
                 (told.listeners.clone(), std::mem::replace(&mut told.view, view.clone()))
             };
-            tell(&listeners, &old.ranges, &view.ranges);
+            if old.generation != generation {
+                tell(&listeners, &old.ranges, &view.ranges);
+            }
         }
     }
 
@@ -250,12 +258,6 @@ impl SpaceInner {
     }
 }
 
-/// Are both the same to a listener, but for logging, ioeventfds and coalescing?
-fn same_place(a: &FlatRange, b: &FlatRange) -> bool {
-    (a.start, a.last, a.offset, a.readonly, a.romd) == (b.start, b.last, b.offset, b.readonly, b.romd)
-        && a.region == b.region
-}
-
 /// Tells listeners what is in `old` and not in `new`, then what is in `new` and not in `old`.
 fn tell(listeners: &[(ListenerId, Arc<dyn Listener>)], old: &[FlatRange], new: &[FlatRange]) {
     if listeners.is_empty() {
@@ -263,7 +265,7 @@ fn tell(listeners: &[(ListenerId, Arc<dyn Listener>)], old: &[FlatRange], new: &
     }
     let counterpart = |range: &FlatRange, others: &[FlatRange]| -> Option<usize> {
         let index = others.partition_point(|other| other.last < range.start);
-        others.get(index).filter(|other| same_place(range, other)).map(|_| index)
+        others.get(index).filter(|other| range.same_place(other)).map(|_| index)
     };
     let all = |call: &dyn Fn(&dyn Listener)| listeners.iter().for_each(|(_, listener)| call(&**listener));
     all(&|l| l.begin());

@@ -92,6 +92,13 @@ impl FlatRange {
         self.start <= addr && addr <= self.last
     }
 
+    /// Are both the same place of the same region in the same mode? What is behind them is then the same, too.
+    pub(crate) fn same_place(&self, other: &FlatRange) -> bool {
+        (self.start, self.last, self.offset, self.readonly, self.romd)
+            == (other.start, other.last, other.offset, other.readonly, other.romd)
+            && self.region == other.region
+    }
+
     /// The section from `addr`, which is inside, to the range's end.
     pub(crate) fn section(&self, addr: u64) -> Section {
         let skip = addr - self.start;
@@ -227,6 +234,21 @@ impl FlatView {
     /// The first address above `addr`, which is in a hole, that is not in a hole.
     pub(crate) fn hole_end(&self, addr: u64) -> Option<u64> {
         self.ranges.get(self.lasts.partition_point(|last| *last < addr)).map(|range| range.start)
+    }
+
+    /// Do accesses take the same way in both views?
+    pub(crate) fn dispatches_as(&self, other: &FlatView) -> bool {
+        let same = |a: &FlatRange, b: &FlatRange| {
+            a.same_place(b) && a.log == b.log && a.coalesced == b.coalesced && a.eventfds == b.eventfds
+        };
+        let observers = match (&self.observer, &other.observer) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        observers
+            && self.ranges.len() == other.ranges.len()
+            && self.ranges.iter().zip(&other.ranges).all(|(a, b)| same(a, b))
     }
 
     /// A number that changes whenever anything about dispatching changes; never 0.

@@ -144,6 +144,11 @@ fn listeners_get_differences_only() {
     );
     a.set_enabled(true);
     assert!(log.take().is_empty(), "no change, no call");
+    let (generation, hidden) = (space.generation(), number("hidden", 0x10, 5));
+    root.add(0x8000, &hidden, -1).expect("fits");
+    assert!(log.take().is_empty(), "what is hidden concerns nobody");
+    assert_eq!(space.generation(), generation);
+    assert_eq!(space.resolve(0x8000, 1, false).hidden.len(), 1, "but it is explained");
     let elsewhere = Region::container("elsewhere", 1);
     elsewhere.add(0, &number("d", 1, 4), 0).expect("fits");
     assert!(log.take().is_empty(), "what the space doesn't show doesn't concern it");
