@@ -1,3 +1,5 @@
 //! Interrupt controllers.
 
 pub mod i8259;
+pub mod ioapic;
+pub mod lapic;
