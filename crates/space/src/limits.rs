@@ -64,7 +64,8 @@ pub enum NarrowWrite {
 ///
 /// `valid` is the hardware's side: an access is first cut into pieces of at most `valid.max` bytes, naturally aligned unless
 /// `valid.unaligned`; a piece below `valid.min` fails and never reaches the handler. `impl_` is the program's side: a valid piece
-/// is put together from calls of the handler, each of `impl_.min` to `impl_.max` bytes and aligned unless `impl_.unaligned`.
+/// is put together from calls of the handler, each of `impl_.min` to `impl_.max` bytes and aligned unless `impl_.unaligned`. A
+/// region's size should be a multiple of `impl_.min`: else a widened call at its end reaches beyond it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// What the guest may do.

@@ -456,4 +456,33 @@ mod tests {
         assert_eq!(nothing.steps[0].kind, StepKind::Nobody);
         assert_eq!(space.resolve(u64::MAX, 8, false).steps.len(), 1);
     }
+
+    #[test]
+    fn tells_why_something_is_hidden() {
+        let root = Region::container("root", 0x100);
+        let outer = Region::io("outer", 0x100, std::sync::Arc::new(Words));
+        outer.add(0, &Region::reservation("own", 0x10), -7).expect("fits");
+        let holes = Region::container("holes", 0x100);
+        holes.add(0, &Region::reservation("leaf", 0x10), 9).expect("fits");
+        holes.add(0, &Region::reservation("behind", 0x20), 8).expect("fits");
+        root.add(0, &holes, 0).expect("fits");
+        root.add(0, &Region::container("empty", 0x100), 5).expect("fits");
+        root.add(0, &outer, 0).expect("fits");
+        let space = AddressSpace::new("memory", &root);
+        let told: Vec<_> = space.resolve(4, 1, false).hidden;
+        let told: Vec<_> = told.iter().map(|h| (h.path.as_str(), h.why, h.by.as_deref())).collect();
+        assert_eq!(
+            told,
+            [
+                ("/root/outer", Why::BehindOwnChild, Some("/root/outer/own")),
+                ("/root/holes/leaf", Why::AddedEarlier, Some("/root/outer")),
+            ],
+            "empty containers hide nothing"
+        );
+        outer.set_enabled(false);
+        let path = space.resolve(0x18, 1, false);
+        assert_eq!(path.layers.last().map(|layer| layer.name.as_str()), Some("behind"));
+        let off = ("/root/outer", Why::Disabled);
+        assert_eq!(path.hidden.iter().map(|h| (h.path.as_str(), h.why)).collect::<Vec<_>>(), [off]);
+    }
 }

@@ -54,7 +54,8 @@ impl PartialEq for AddressSpace {
 impl Eq for AddressSpace {}
 
 impl AddressSpace {
-    /// A space of 64-bit addresses. The root may also be part of other spaces.
+    /// A space of 64-bit addresses. The root may also be part of other spaces. One that was declared with an impossible size is cut
+    /// to the possible.
     pub fn new(name: &str, root: &Region) -> AddressSpace {
         AddressSpace::make(name, root, false)
     }

@@ -111,6 +111,18 @@ fn wide_accesses_are_split_and_narrow_ones_widened() {
     let space = space_of(device.clone());
     assert_eq!(space.store(0x1006, 1, 0xaa, &CPU), Outcome::Ok);
     assert_eq!(device.calls(), [(4, 4, None), (4, 4, Some(0x07aa_0504))]);
+    assert_eq!(space.store(0x1004, 8, 5, &CPU), Outcome::Ok);
+    assert_eq!(
+        device.calls(),
+        [(4, 4, Some(5)), (8, 4, Some(0))],
+        "whole registers are written without a read"
+    );
+    let space = space_of(Memory::new(
+        Limits::sizes(1, 4).implemented(4, 4).with_merge().with_endian(Endian::Big),
+        32,
+    ));
+    assert_eq!(space.store(0x1006, 1, 0xaa, &CPU), Outcome::Ok);
+    assert_eq!(space.load(0x1004, 4, &CPU), (0x07aa_0504, Outcome::Ok));
 }
 
 #[test]
@@ -169,8 +181,15 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     })
 }
 
+/// 3000 cases, or what the environment's PROPTEST_CASES says.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let told = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig { cases: if told { default.cases } else { 3000 }, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     /// Whatever a device implements, it looks like memory; and no call breaks what it declared.
     #[test]

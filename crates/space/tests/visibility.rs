@@ -299,8 +299,15 @@ impl World {
     }
 }
 
+/// 1500 cases, or what the environment's PROPTEST_CASES says.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let told = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig { cases: if told { default.cases } else { 1500 }, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn the_flat_view_is_what_the_rules_say(
@@ -427,6 +434,26 @@ fn aliases_of_aliases_with_offsets() {
     root.add(0, &all, -5).expect("fits");
     assert_eq!(at(&space, 0), seen("all", 0));
     assert_eq!(at(&space, u64::MAX - 2), seen("all", u64::MAX - 2));
+}
+
+/// As the chip set's PAM registers do it: neighbouring windows on one RAM, each by itself read-only or not.
+#[test]
+fn neighbours_join_only_when_they_are_alike() {
+    let ram = Region::ram("ram", RamBlock::new("ram", 0x4000).expect("memory"), 0, 0x4000);
+    let root = Region::container("root", 0x4000);
+    let windows: Vec<Region> =
+        (0..4).map(|i| Region::alias(&format!("pam{i}"), &ram, i * 0x1000, 0x1000)).collect();
+    for (i, window) in windows.iter().enumerate() {
+        root.add(i as u64 * 0x1000, window, 0).expect("fits");
+    }
+    let space = AddressSpace::new("memory", &root);
+    let ranges =
+        || space.view().sections().map(|s| (s.range.start, s.range.last, s.readonly)).collect::<Vec<_>>();
+    assert_eq!(ranges(), [(0, 0x3fff, false)]);
+    windows[1].set_readonly(true);
+    assert_eq!(ranges(), [(0, 0xfff, false), (0x1000, 0x1fff, true), (0x2000, 0x3fff, false)]);
+    windows[2].set_enabled(false);
+    assert_eq!(ranges(), [(0, 0xfff, false), (0x1000, 0x1fff, true), (0x3000, 0x3fff, false)]);
 }
 
 #[test]
