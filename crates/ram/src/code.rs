@@ -6,7 +6,7 @@
 
 use crate::PAGE_SIZE;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
@@ -88,6 +88,9 @@ impl CodeMap {
     }
 
     fn hit(&self, offset: u64, len: u64) -> bool {
+        // The bytes were stored before: they must be visible before the marks are looked at, or another processor could mark the
+        // line, read the old bytes, and nobody would notice.
+        fence(Ordering::SeqCst);
         let mut hit = false;
         let end = offset.saturating_add(len);
         let mut at = offset;
@@ -96,8 +99,10 @@ impl CodeMap {
             if let Some((chunk, i)) = self.chunk(at)
                 && chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) != 0
             {
-                chunk.version[i].fetch_add(1, Ordering::SeqCst);
+                // The marks go first. Who marks in between keeps the old version, which is void a moment later; the other way
+                // round it would keep the new version, and lose the marks.
                 chunk.lines[i].store(0, Ordering::SeqCst);
+                chunk.version[i].fetch_add(1, Ordering::SeqCst);
                 hit = true;
             }
             at = next;
