@@ -179,6 +179,11 @@ impl Cpu {
     pub fn code_bits(&self) -> u32 {
         u32::from(self.code_bits)
     }
+    /// The highest valid instruction pointer.
+    #[inline(always)]
+    pub(crate) fn code_limit(&self) -> u64 {
+        self.code_limit
+    }
     /// Bytes of the stack pointer in use: 2, 4 or 8.
     #[inline(always)]
     pub(crate) fn stack_bytes(&self) -> u8 {
@@ -792,7 +797,7 @@ impl Cpu {
             block.len += 1;
             block.bytes = at as u16;
             let ends = insn.has(insn_flag::END);
-            block.system |= ends && !is_plain_branch(&insn);
+            block.system |= ends && !insn.has(insn_flag::PLAIN);
             cache.insns.push(insn);
             // What doesn't come from memory may change at any time.
             if ends || !memory {
@@ -833,7 +838,7 @@ impl Cpu {
         };
         block.len = 1;
         block.bytes = u16::from(insn.len);
-        block.system = insn.has(insn_flag::END) && !is_plain_branch(&insn);
+        block.system = insn.has(insn_flag::END) && !insn.has(insn_flag::PLAIN);
         match source {
             Some(source) => block.second = Some((second & !(PAGE - 1), source)),
             None => block.source = None,
@@ -841,18 +846,4 @@ impl Cpu {
         cache.insns.push(insn);
         Ok(cache.add(physical, self.mode_number(), block))
     }
-}
-
-/// A branch that changes nothing but RIP (and the stack): the next block can be chained.
-fn is_plain_branch(insn: &Insn) -> bool {
-    use iced_x86::FlowControl;
-    matches!(
-        insn.code.flow_control(),
-        FlowControl::UnconditionalBranch
-            | FlowControl::ConditionalBranch
-            | FlowControl::Call
-            | FlowControl::IndirectBranch
-            | FlowControl::IndirectCall
-            | FlowControl::Return
-    ) && crate::exec::is_near_branch(insn)
 }

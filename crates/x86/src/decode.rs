@@ -5,9 +5,7 @@ use crate::fault::{Exec, Fault};
 use crate::state::Seg;
 use crate::sys::cpuid::CpuModel;
 use crate::{exec, native, sys};
-use iced_x86::{
-    Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register,
-};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use std::sync::OnceLock;
 
 /// Executes one instruction. `state.rip` is the instruction's own address while it runs; a handler that doesn't continue at the
@@ -28,6 +26,8 @@ pub mod insn_flag {
     pub const END: u8 = 16;
     /// Decoded in 64-bit mode.
     pub const LONG: u8 = 32;
+    /// Ends its block, but changes nothing else than registers, memory and RIP: near branches, repeated string instructions.
+    pub const PLAIN: u8 = 64;
 }
 
 /// How the effective address is computed, [`Insn::ea`].
@@ -224,14 +224,21 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
     }
     copy_bytes(&mut insn, bytes);
     fill_operands(&mut insn, &i, mode);
+    if let Some(handler) = exec::whatever_the_model(&i, model) {
+        insn.handler = handler;
+        insn.flags &= !insn_flag::END;
+        return Some(insn);
+    }
     let features = i.code().cpuid_features();
     if !features.iter().all(|f| model.has(*f)) {
         return Some(insn);
     }
-    if let Some((handler, ends)) = exec::handler(&i, &insn, mode) {
+    if let Some((handler, end)) = exec::handler(&i, &insn) {
         insn.handler = handler;
-        if !ends {
-            insn.flags &= !insn_flag::END;
+        match end {
+            exec::End::No => insn.flags &= !insn_flag::END,
+            exec::End::Plain => insn.flags |= insn_flag::PLAIN,
+            exec::End::System => {}
         }
     } else if let Some((handler, plan)) = native::prepare(&i, insn.bytes(), mode.bits) {
         insn.handler = handler;
@@ -387,13 +394,4 @@ fn fill_memory(insn: &mut Insn, i: &Instruction) {
         (false, false, _) => Ea::Absolute,
         (false, true, _) => Ea::BaseIndex16,
     };
-}
-
-/// The code size of a mode, for disassembly.
-pub(crate) fn code_size(bits: u32) -> CodeSize {
-    match bits {
-        16 => CodeSize::Code16,
-        32 => CodeSize::Code32,
-        _ => CodeSize::Code64,
-    }
 }

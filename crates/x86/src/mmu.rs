@@ -3,6 +3,7 @@
 //! Sources: SDM vol. 3A chapter 4 (paging), §5.3 (limits), §6.15 (#PF error codes); APM vol. 2 chapter 5.
 
 use crate::cpu::Cpu;
+use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
 use crate::native::mem::{PAGE, Scalar};
 use crate::state::{Seg, cr0, cr4, efer};
@@ -572,6 +573,72 @@ impl Cpu {
         let (new, r) = f(old);
         self.store_linear(linear, new, self.view)?;
         Ok(r)
+    }
+
+    /// Compares and exchanges 16 aligned bytes; gives what was there. The destination is written in any case, for faults' sake.
+    pub(crate) fn exchange16(&mut self, seg: Seg, off: u64, old: u128, new: u128) -> Exec<u128> {
+        let linear = self.linear(seg, off, 16, Access::Write)?;
+        self.probe_linear(linear, 16, Access::Write)?;
+        if let Some(was) = self.mmu.window.write.cmpxchg16(linear, old, new) {
+            return Ok(was);
+        }
+        // A page with code, or a device.
+        let low = self.load_linear::<u64>(linear, self.view)?;
+        let high = self.load_linear::<u64>(self.advance(linear, 8), self.view)?;
+        let was = u128::from(high) << 64 | u128::from(low);
+        let put = if was == old { new } else { was };
+        self.store_linear(linear, put as u64, self.view)?;
+        self.store_linear(self.advance(linear, 8), (put >> 64) as u64, self.view)?;
+        Ok(was)
+    }
+
+    /// Reads an operand: the memory operand when there is one, else the register.
+    #[inline(always)]
+    fn register_or_memory<T: Width>(&mut self, insn: &Insn, register: u8) -> Exec<T> {
+        if insn.is_mem() {
+            let (seg, off) = self.mem_addr(insn);
+            return self.load(seg, off);
+        }
+        Ok(self.reg(register))
+    }
+    /// Operand 0, register or memory.
+    #[inline(always)]
+    pub(crate) fn rm0<T: Width>(&mut self, insn: &Insn) -> Exec<T> {
+        self.register_or_memory(insn, insn.r0)
+    }
+    /// Operand 1, register or memory.
+    #[inline(always)]
+    pub(crate) fn rm1<T: Width>(&mut self, insn: &Insn) -> Exec<T> {
+        self.register_or_memory(insn, insn.r1)
+    }
+    /// Operand 2, register or memory.
+    #[inline(always)]
+    pub(crate) fn rm2<T: Width>(&mut self, insn: &Insn) -> Exec<T> {
+        self.register_or_memory(insn, insn.r2)
+    }
+
+    /// A general register of `T`'s width; 16-19 are AH, CH, DH, BH.
+    #[inline(always)]
+    pub(crate) fn reg<T: Width>(&self, r: u8) -> T {
+        if T::SIZE == 1 && r >= 16 {
+            return T::from_u64(self.state.gpr[usize::from(r & 3)] >> 8);
+        }
+        T::from_u64(self.state.gpr[usize::from(r & 15)])
+    }
+    /// Sets a general register: 32 bits clear the upper half, 8 and 16 leave the rest.
+    #[inline(always)]
+    pub(crate) fn set_reg<T: Width>(&mut self, r: u8, v: T) {
+        if T::SIZE == 1 && r >= 16 {
+            let g = &mut self.state.gpr[usize::from(r & 3)];
+            *g = *g & !0xff00 | v.u64() << 8;
+            return;
+        }
+        let g = &mut self.state.gpr[usize::from(r & 15)];
+        *g = match T::SIZE {
+            8 | 4 => v.u64(),
+            2 => *g & !0xffff | v.u64(),
+            _ => *g & !0xff | v.u64(),
+        };
     }
 
     /// Checks that a read-modify-write can take place and gives the linear address and the old value (not read from devices twice:

@@ -249,11 +249,17 @@ impl Table {
 
     /// Copies `len` bytes upwards from a page of table `from` to a page of this table, byte after byte as REP MOVSB does (so that an
     /// overlap repeats). False when one isn't mapped or the bytes leave a page.
-    pub(crate) fn copy_from(&self, to: u64, from_table: &Table, from: u64, len: u64) -> bool {
+    /// Moved are elements of `element` bytes.
+    pub(crate) fn copy_from(&self, to: u64, from_table: &Table, from: u64, len: u64, element: u64) -> bool {
         if len == 0 || len > PAGE {
             return false;
         }
         let (Some(d), Some(s)) = (self.find(to, len), from_table.find(from, len)) else { return false };
+        let distance = (d as u64).wrapping_sub(s as u64);
+        if distance != 0 && distance < element {
+            // Elements that overlap their own destination are not the same as bytes.
+            return false;
+        }
         // SAFETY: as above; the copy goes upwards byte after byte whatever the overlap.
         unsafe { copy(d, s, len as usize) };
         true
@@ -339,6 +345,27 @@ impl Table {
                 e.tag = void(slot).tag;
             }
         }
+    }
+
+    /// Compares and exchanges 16 bytes (aligned) when the table maps them: what was there. Locked where the host can.
+    pub(crate) fn cmpxchg16(&self, linear: u64, old: u128, new: u128) -> Option<u128> {
+        let p = self.find(linear, 16).filter(|p| *p as u64 % 16 == 0)?;
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("cmpxchg16b") {
+            use std::sync::atomic::Ordering::SeqCst;
+            // SAFETY: as for load: 16 bytes, aligned; the host has the instruction.
+            return Some(unsafe { std::arch::x86_64::cmpxchg16b(p.cast(), old, new, SeqCst, SeqCst) });
+        }
+        // SAFETY: as for load. Not atomic on such a host.
+        let was = unsafe { u128::from(u64::load(p)) | u128::from(u64::load(p.add(8))) << 64 };
+        if was == old {
+            // SAFETY: as for store.
+            unsafe {
+                u64::store(p, new as u64);
+                u64::store(p.add(8), (new >> 64) as u64);
+            }
+        }
+        Some(was)
     }
 
     /// Changes a value by `f`, with one look-up, when the table maps the whole access; gives what `f` gives beside the new value. With
