@@ -168,9 +168,7 @@ fn too_long(_cpu: &mut Cpu, _insn: &Insn) -> Exec {
 /// Handlers of instructions that are not in `exec`, by code: exec's own are chosen by form.
 fn foreign_handler(code: Code) -> Option<Handler> {
     static TABLE: OnceLock<Vec<Option<Handler>>> = OnceLock::new();
-    let table = TABLE.get_or_init(|| {
-        Code::values().map(|code| sys::handler(code)).collect()
-    });
+    let table = TABLE.get_or_init(|| Code::values().map(|code| sys::handler(code)).collect());
     table.get(code as usize).copied().flatten()
 }
 

@@ -106,8 +106,7 @@ macro_rules! scalar {
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 {
-                    use std::sync::atomic::Ordering::SeqCst;
-                    if p as usize % $size == 0 {
+                            if p as usize % $size == 0 {
                         // SAFETY: the caller's promise, and aligned.
                         let cell = unsafe { <$atomic>::from_ptr(p.cast()) };
                         return match cell.compare_exchange(old.to_le(), new.to_le(), SeqCst, SeqCst) {
@@ -352,9 +351,8 @@ impl Table {
         let p = self.find(linear, 16).filter(|p| *p as u64 % 16 == 0)?;
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("cmpxchg16b") {
-            use std::sync::atomic::Ordering::SeqCst;
             // SAFETY: as for load: 16 bytes, aligned; the host has the instruction.
-            return Some(unsafe { std::arch::x86_64::cmpxchg16b(p.cast(), old, new, SeqCst, SeqCst) });
+            return Some(unsafe { exchange16(p.cast(), old, new) });
         }
         // SAFETY: as for load. Not atomic on such a host.
         let was = unsafe { u128::from(u64::load(p)) | u128::from(u64::load(p.add(8))) << 64 };
@@ -421,4 +419,27 @@ unsafe fn copy(to: *mut u8, from: *const u8, n: usize) {
         // SAFETY: as above.
         unsafe { std::ptr::write_volatile(to.add(i), std::ptr::read_volatile(from.add(i))) };
     }
+}
+
+/// Locked compare and exchange of 16 bytes.
+/// # Safety
+/// `p` is aligned and points to 16 bytes of guest RAM; the host has CMPXCHG16B.
+#[cfg(target_arch = "x86_64")]
+unsafe fn exchange16(p: *mut u128, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the caller's promise. RBX belongs to the compiler, so the low half goes there and back through RSI.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            inout("rsi") new as u64 => _,
+            in("rdi") p,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack)
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
