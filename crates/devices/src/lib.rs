@@ -9,3 +9,4 @@ pub mod intc;
 pub mod pci;
 pub mod serial;
 pub mod test;
+pub mod timer;

@@ -149,7 +149,8 @@ hyaline_device::registers! {
 
 static PLAIN_BAR: &[Field] = &[];
 
-/// The registers of a function: the type-0 header with the function's own values, then `own`. `N` is [`HEADER_LEN`]` + own.len()`.
+/// The registers of a function: the type-0 header with the function's own values, then `own`. A register of `own` that has the offset of one of
+/// the header takes its place. `N` is [`HEADER_LEN`] and the number of the others.
 ///
 /// ```
 /// use hyaline_device::{Bank, Place};
@@ -164,42 +165,62 @@ static PLAIN_BAR: &[Field] = &[];
 /// assert_eq!(CONFIG.named("BAR0").unwrap().reset, 1);
 /// ```
 pub const fn header<const N: usize>(id: &Identity, bars: &[Bar], own: &[Register]) -> [Register; N] {
-    assert!(
-        N == HEADER_LEN + own.len(),
-        "N must be HEADER_LEN plus the number of the function's own registers"
-    );
     let mut out = [VENDOR_ID; N];
     let mut i = 0;
-    while i < N {
-        out[i] = if i < HEADER_LEN { TYPE0.registers[i] } else { own[i - HEADER_LEN] };
-        if i < HEADER_LEN {
-            out[i].reset = match out[i].offset {
-                0x00 => id.vendor as u64,
-                0x02 => id.device as u64,
-                0x08 => id.revision as u64,
-                0x09 => (id.class & 0xff) as u64,
-                0x0a => (id.class >> 8 & 0xff) as u64,
-                0x0b => (id.class >> 16 & 0xff) as u64,
-                0x0e => (id.multifunction as u64) << 7,
-                0x2c => id.subsystem.0 as u64,
-                0x2e => id.subsystem.1 as u64,
-                0x3d => id.pin as u64,
-                _ => out[i].reset,
-            };
-            let mut b = 0;
-            while b < bars.len() {
-                let first = 0x10 + 4 * bars[b].index as u64;
-                if out[i].offset == first {
-                    out[i].reset = bars[b].type_bits() as u64;
-                    out[i].kind = Kind::Rw;
-                    out[i].fields = PLAIN_BAR;
-                } else if matches!(bars[b].kind, BarKind::Mem64 { .. }) && out[i].offset == first + 4 {
-                    out[i].kind = Kind::Rw;
-                }
-                b += 1;
+    while i < HEADER_LEN {
+        out[i] = with_values(TYPE0.registers[i], id, bars);
+        let mut o = 0;
+        while o < own.len() {
+            if own[o].offset == out[i].offset {
+                out[i] = own[o];
             }
+            o += 1;
         }
         i += 1;
+    }
+    let (mut n, mut o) = (HEADER_LEN, 0);
+    while o < own.len() {
+        let mut h = 0;
+        while h < HEADER_LEN && TYPE0.registers[h].offset != own[o].offset {
+            h += 1;
+        }
+        if h == HEADER_LEN {
+            out[n] = own[o];
+            n += 1;
+        }
+        o += 1;
+    }
+    assert!(n == N, "N must be HEADER_LEN plus the number of the function's own registers");
+    out
+}
+
+/// A register of the header with the function's values.
+const fn with_values(r: Register, id: &Identity, bars: &[Bar]) -> Register {
+    let mut out = r;
+    out.reset = match out.offset {
+        0x00 => id.vendor as u64,
+        0x02 => id.device as u64,
+        0x08 => id.revision as u64,
+        0x09 => (id.class & 0xff) as u64,
+        0x0a => (id.class >> 8 & 0xff) as u64,
+        0x0b => (id.class >> 16 & 0xff) as u64,
+        0x0e => (id.multifunction as u64) << 7,
+        0x2c => id.subsystem.0 as u64,
+        0x2e => id.subsystem.1 as u64,
+        0x3d => id.pin as u64,
+        _ => out.reset,
+    };
+    let mut b = 0;
+    while b < bars.len() {
+        let first = 0x10 + 4 * bars[b].index as u64;
+        if out.offset == first {
+            out.reset = bars[b].type_bits() as u64;
+            out.kind = Kind::Rw;
+            out.fields = PLAIN_BAR;
+        } else if matches!(bars[b].kind, BarKind::Mem64 { .. }) && out.offset == first + 4 {
+            out.kind = Kind::Rw;
+        }
+        b += 1;
     }
     out
 }
