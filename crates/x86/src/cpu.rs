@@ -7,7 +7,7 @@ use crate::fault::{Exec, Exit, Fault};
 use crate::native::mem::PAGE;
 use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, flag};
 use crate::sys::cpuid::CpuModel;
-use crate::sys::{debug, event, reset};
+use crate::sys::{debug, event, reset, smm};
 use crate::tlb::{Backing, Mmu, View};
 use hyaline_space::ExitKind;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub struct Cpu {
     pub(crate) mmu: Mmu,
     pub(crate) view: View,
     pub(crate) debug_armed: bool,
+    /// Debug conditions met and not reported yet.
+    pub(crate) debug: debug::DebugState,
     pub(crate) alignment_checked: bool,
     in_64bit: bool,
     cpl: u8,
@@ -97,6 +99,7 @@ impl Cpu {
             mmu: Mmu::new(),
             view: View::Kernel,
             debug_armed: false,
+            debug: debug::DebugState::default(),
             alignment_checked: false,
             in_64bit: false,
             cpl: 0,
@@ -407,8 +410,9 @@ impl Cpu {
             self.mode_changed();
         }
         let armed = debug::armed(self);
-        if armed != self.debug_armed {
-            self.debug_armed = armed;
+        let watching = debug::watching(self);
+        if watching != self.debug_armed {
+            self.debug_armed = watching;
             // Watched pages must not be in the tables, nor stay out of them.
             self.mmu.flush(false);
         }
@@ -503,7 +507,9 @@ impl Cpu {
                 self.state.rip = if whole { self.next_rip } else { rip & mask };
                 if b.system || single || !whole {
                     if single {
-                        if let Err(fault) = debug::after_instruction(self, was_single) {
+                        if let Err(fault) =
+                            debug::after_instruction(self, was_single, self.state.rip != rip & mask)
+                        {
                             if let Err(exit) = self.deliver(fault, &mut faults) {
                                 return exit;
                             }
@@ -585,18 +591,13 @@ impl Cpu {
         let shadow = self.state.shadow;
         if let Some(event) = self.state.injected.take() {
             self.materialize_flags();
-            let done = match event.kind {
-                EventKind::Exception | EventKind::Software => {
-                    event::exception(self, event.vector, event.error)
-                }
-                kind => event::interrupt(self, event.vector, kind),
-            };
+            let done = event::reinject(self, event);
             self.refresh();
             done?;
         } else if pending & Signals::SMI != 0 && !self.state.smm && shadow == Shadow::None {
             self.signals.clear(Signals::SMI);
             self.materialize_flags();
-            let done = event::smi(self);
+            let done = smm::enter(self);
             self.refresh();
             done?;
         } else if self.state.nmi_pending && !self.state.nmi_blocked && shadow != Shadow::MovSs {

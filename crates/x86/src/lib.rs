@@ -24,4 +24,4 @@ pub use decode::{Handler, Insn};
 pub use env::{Env, Signals};
 pub use fault::{DebugStop, Exec, Exit, Fault};
 pub use state::{CpuState, Seg};
-pub use sys::cpuid::CpuModel;
+pub use sys::cpuid::{self, CpuModel};

@@ -95,7 +95,7 @@ struct Step {
 
 impl Cpu {
     /// Reads a paging-structure entry; what isn't memory reads as not present.
-    fn table_load(&mut self, address: u64, wide: bool) -> u64 {
+    pub(crate) fn table_load(&mut self, address: u64, wide: bool) -> u64 {
         let Backing::Memory { block, offset, .. } = self.mmu.physical.find(address, self.env.memory()) else {
             return 0;
         };
@@ -412,7 +412,7 @@ impl Cpu {
     }
 
     /// Loads up to 8 bytes within a page from physical memory.
-    fn physical_load(&mut self, physical: u64, size: u64) -> u64 {
+    pub(crate) fn physical_load(&mut self, physical: u64, size: u64) -> u64 {
         if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory()) {
             let at = offset | physical & (PAGE - 1);
             if let Some(v) = self.mmu.physical.block(block).and_then(|ram| ram.load(at, size as u8)) {
@@ -435,7 +435,7 @@ impl Cpu {
     }
 
     /// Stores up to 8 bytes within a page to physical memory.
-    fn physical_store(&mut self, physical: u64, size: u64, value: u64) {
+    pub(crate) fn physical_store(&mut self, physical: u64, size: u64, value: u64) {
         if let Backing::Memory { block, offset, readonly: false } =
             self.mmu.physical.find(physical, self.env.memory())
         {
@@ -489,7 +489,7 @@ impl Cpu {
     }
 
     /// Loads at a linear address.
-    fn load_linear<T: Width>(&mut self, linear: u64, view: View) -> Exec<T> {
+    pub(crate) fn load_linear<T: Width>(&mut self, linear: u64, view: View) -> Exec<T> {
         if view == self.view {
             if let Some(v) = self.mmu.window.read.load::<T>(linear) {
                 return Ok(v);
@@ -531,7 +531,7 @@ impl Cpu {
     }
 
     /// Stores at a linear address.
-    fn store_linear<T: Width>(&mut self, linear: u64, v: T, view: View) -> Exec {
+    pub(crate) fn store_linear<T: Width>(&mut self, linear: u64, v: T, view: View) -> Exec {
         if view == self.view && self.mmu.window.write.store::<T>(linear, v) {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 //! Architecture Programmer's Manual (APM), volume 2.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Index of a segment register, in the encoding order of the instruction set (SDM vol. 2, table 2-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -196,6 +197,8 @@ pub struct Msrs {
     pub debugctl: u64,
     pub bios_sign_id: u64,
     pub smbase: u64,
+    /// Registers that only keep what is written to them (AMD's HWCR, SYSCFG, TSEG and their kin), by number.
+    pub other: BTreeMap<u32, u64>,
 }
 
 /// The architectural state. `repr(C)` with the general registers first, because generated code addresses them by
