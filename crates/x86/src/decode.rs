@@ -133,7 +133,9 @@ impl Insn {
 pub fn register_number(r: Register) -> u8 {
     match r {
         Register::AH | Register::CH | Register::DH | Register::BH => 16 + (r as u8 - Register::AH as u8),
-        _ if r == Register::None => 0,
+        Register::None => 0,
+        // Low bytes: iced counts SPL and the following behind BH.
+        _ if r.is_gpr() => r.full_register().number() as u8,
         _ => r.number() as u8,
     }
 }

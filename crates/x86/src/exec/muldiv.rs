@@ -1,6 +1,7 @@
 //! Multiplication and division.
+//!
+//! SF, ZF, AF and PF are undefined after multiplications; AMD processors leave them alone, and so does this.
 
-use super::flags::aux_of;
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
@@ -13,7 +14,7 @@ pub(super) fn mul<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let (low, high) = (product as u64, (product >> T::BITS) as u64);
     store_product::<T>(cpu, low, high);
     let over = high != 0;
-    cpu.set_lazy(T::from_u64(low), aux_of(over, over, false));
+    cpu.set_cf_of(over, over);
     Ok(())
 }
 
@@ -34,7 +35,7 @@ pub(super) fn imul1<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let (low, high) = (T::from_u64(product as u64), (product >> T::BITS) as u64);
     store_product::<T>(cpu, low.u64(), high);
     let over = i128::from(low.sext() as i64) != product;
-    cpu.set_lazy(low, aux_of(over, over, false));
+    cpu.set_cf_of(over, over);
     Ok(())
 }
 
@@ -44,7 +45,7 @@ fn imul<T: Width>(cpu: &mut Cpu, to: u8, a: T, b: T) -> Exec {
     let r = T::from_u64(product as u64);
     let over = i128::from(r.sext() as i64) != product;
     cpu.set_reg(to, r);
-    cpu.set_lazy(r, aux_of(over, over, false));
+    cpu.set_cf_of(over, over);
     Ok(())
 }
 /// IMUL r, r/m.

@@ -133,7 +133,8 @@ fn settle<T: Width>(cpu: &mut Cpu, r: T, after: After) {
     match after {
         After::Nothing => {}
         After::Carry(cf, of) => cpu.set_cf_of(cf, of),
-        After::All(cf, of) => cpu.set_lazy(r, aux_of(cf, of, false)),
+        // AF is undefined; AMD processors set it.
+        After::All(cf, of) => cpu.set_lazy(r, aux_of(cf, of, true)),
     }
 }
 
