@@ -1,6 +1,7 @@
 //! Timers and clocks.
 
 pub mod i8254;
+pub mod mc146818;
 
 use hyaline_device::Ns;
 
