@@ -17,6 +17,8 @@ pub mod state;
 mod sys;
 #[doc(hidden)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod tlb;
 
 pub use cpu::Cpu;

@@ -132,3 +132,15 @@ pub fn real_cpu(len: u64) -> (Cpu, Arc<RamBlock>) {
 pub fn cpu() -> Cpu {
     long_mode_cpu(2 << 20).0
 }
+
+/// Another processor on the same memory, in the same state.
+pub fn second_cpu(first: &Cpu) -> Cpu {
+    let env = BareEnv {
+        memory: first.env.memory().clone(),
+        ports: first.env.ports().clone(),
+        signals: Arc::new(Signals::default()),
+        random: 1,
+        vector: None,
+    };
+    Cpu::new(first.state.clone(), Box::new(env), first.model.clone())
+}

@@ -64,10 +64,11 @@ pub(super) fn bsr<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     cpu.set_zf(v == 0);
     Ok(())
 }
-/// CF and ZF of TZCNT and LZCNT; the others are undefined and stay.
+/// CF and ZF of TZCNT and LZCNT; the others are undefined, and 0 on AMD processors.
 fn count_flags(cpu: &mut Cpu, cf: bool, zf: bool) {
-    cpu.set_zf(zf);
-    cpu.set_cf(cf);
+    cpu.lazy_result = u64::from(!zf);
+    // A result of 1 has odd parity, one of 0 even: PF is inverted for the latter.
+    cpu.lazy_aux = aux_of(cf, false, false) | u64::from(zf) << 8;
 }
 pub(super) fn tzcnt<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let v = cpu.rm1::<T>(i)?.u64();

@@ -6,6 +6,7 @@ use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
 use crate::mmu::Width;
+use crate::state::flag;
 
 /// One-operand MUL: the product to (R)DX:(R)AX or AX.
 pub(super) fn mul<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
@@ -60,7 +61,7 @@ pub(super) fn imul3<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     imul(cpu, i.r0, a, T::from_u64(i.imm))
 }
 
-/// DIV: #DE when the divisor is 0 or the quotient too large. The flags are undefined, and left alone.
+/// DIV: #DE when the divisor is 0 or the quotient too large. The flags are undefined: as on AMD processors.
 pub(super) fn div<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let b = u128::from(cpu.rm0::<T>(i)?.u64());
     let a = if T::BITS == 8 {
@@ -79,6 +80,7 @@ pub(super) fn div<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
         return Err(Fault::de());
     }
     store_quotient::<T>(cpu, q as u64, r as u64);
+    cpu.set_flags(flag::AF);
     Ok(())
 }
 
@@ -114,5 +116,6 @@ pub(super) fn idiv<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
         return Err(Fault::de());
     }
     store_quotient::<T>(cpu, q as u64, r as u64);
+    cpu.set_flags(flag::AF);
     Ok(())
 }
