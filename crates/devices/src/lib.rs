@@ -6,6 +6,7 @@
 pub mod firmware;
 pub mod input;
 pub mod intc;
+pub mod net;
 pub mod pci;
 pub mod serial;
 pub mod test;

@@ -68,8 +68,6 @@ pub static CHIP: Chip = Chip {
 /// The byte that the tests write.
 const MATCH: u8 = 0xfa;
 const KINDS: [&str; 3] = ["no-eventfd", "wildcard-eventfd", "datamatch-eventfd"];
-/// Where the name begins.
-const NAME: usize = 0x10;
 
 /// The device's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -223,7 +221,7 @@ mod tests {
             assert_eq!(n, 3);
         }
         b.write(IO, 0, 1, 0);
-        let name: Vec<u8> = (0..17).map(|i| b.read(IO, NAME as u64 + i, 1) as u8).collect();
+        let name: Vec<u8> = (0..17).map(|i| b.read(IO, 0x10 + i, 1) as u8).collect();
         assert_eq!(name, b"portio-no-eventfd");
         assert_eq!(b.read(MEMORY, 1, 1), 0, "the other BAR has no test running");
     }

@@ -1,0 +1,5 @@
+//! Network controllers.
+
+pub mod pcnet;
+
+pub use pcnet::Pcnet;
