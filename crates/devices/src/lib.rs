@@ -8,6 +8,7 @@ pub mod input;
 pub mod intc;
 pub mod net;
 pub mod pci;
+pub mod power;
 pub mod serial;
 pub mod test;
 pub mod timer;

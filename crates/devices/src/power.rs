@@ -1,0 +1,3 @@
+//! Power management.
+
+pub mod piix4_pm;
