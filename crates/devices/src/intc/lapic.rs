@@ -619,8 +619,8 @@ impl Lapic {
         if s.tmr[i] & b == 0 {
             return;
         }
-        for n in 0..2 {
-            let l = &mut self.state.lvt[LINT[n]];
+        for (n, entry) in LINT.into_iter().enumerate() {
+            let l = &mut self.state.lvt[entry];
             if *l & REMOTE_IRR != 0 && *l as u8 == v {
                 *l &= !REMOTE_IRR;
                 self.pin(n);
@@ -1049,7 +1049,8 @@ impl Device for Lapic {
 /// (§10.6.2.4), the first of them if several have. False if nobody took it.
 pub fn route(message: &ApicMessage, slots: &[Arc<Slot>]) -> bool {
     let ApicMessage::Deliver { mode: Delivery::LowestPriority, .. } = message else {
-        return slots.iter().fold(false, |taken, s| s.message(message) || taken);
+        // All of them hear it, so no `any`.
+        return slots.iter().filter(|s| s.message(message)).count() > 0;
     };
     let priority = |s: &Arc<Slot>| {
         s.with(|d, _| {

@@ -355,7 +355,10 @@ impl ConfigSpace {
     /// # Panics
     /// When it does not fit.
     pub fn add_capability_at(&mut self, at: usize, id: u8, len: usize) {
-        assert!(at >= 0x40 && at % 4 == 0 && at + len <= SIZE, "no room for capability {id:#x} at {at:#x}");
+        assert!(
+            at >= 0x40 && at.is_multiple_of(4) && at + len <= SIZE,
+            "no room for capability {id:#x} at {at:#x}"
+        );
         let link =
             if self.last_capability == 0 { CAP_POINTER.offset as usize } else { self.last_capability + 1 };
         self.define(link, &[at as u8], &[0]);
@@ -523,7 +526,7 @@ fn range(offset: u64, size: u8) -> Result<std::ops::Range<usize>, IoError> {
     if !matches!(size, 1 | 2 | 4) {
         return Err(IoError::BadSize);
     }
-    if offset % u64::from(size) != 0 {
+    if !offset.is_multiple_of(u64::from(size)) {
         return Err(IoError::Unaligned);
     }
     let start = usize::try_from(offset).map_err(|_| IoError::NotHere)?;

@@ -452,7 +452,7 @@ impl I8254 {
         let now = PIT.ticks(time);
         let mut c = self.state.counters[2].clone();
         c.advance(now);
-        self.state.nsc | ((now / 18 & 1) as u8) << 4 | u8::from(c.out(now)) << 5
+        self.state.nsc | (((now / 18) & 1) as u8) << 4 | u8::from(c.out(now)) << 5
     }
 }
 

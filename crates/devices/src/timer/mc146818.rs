@@ -264,7 +264,7 @@ impl State {
 
     fn encode(&self, v: i64) -> u8 {
         let v = v.rem_euclid(100) as u8;
-        if self.b & DM != 0 { v } else { v / 10 << 4 | v % 10 }
+        if self.b & DM != 0 { v } else { ((v / 10) << 4) | (v % 10) }
     }
     fn decode(&self, v: u8) -> i64 {
         i64::from(if self.b & DM != 0 { v } else { (v >> 4) * 10 + (v & 15) })
