@@ -42,6 +42,8 @@ pub struct HostFeatures {
     pub avx512_fp16: bool,
     /// MXCSR bits that may be set without a fault.
     pub mxcsr_mask: u32,
+    /// The processor is AMD's or Hygon's.
+    pub amd: bool,
 }
 
 /// The host's abilities, probed once.
@@ -96,6 +98,8 @@ fn probe() -> HostFeatures {
         avx512_fp16: avx512 && has!("avx512fp16"),
         // Bits 0-15; the misaligned-SSE bit 17 of AMD processors is not offered.
         mxcsr_mask: 0xffff,
+        // "Auth" or "Hygo".
+        amd: matches!(std::arch::x86_64::__cpuid(0).ebx, 0x6874_7541 | 0x6f67_7948),
     }
 }
 

@@ -280,14 +280,17 @@ pub(super) fn load_masked(
     buffer: &mut Buffer,
 ) -> Exec {
     let size = usize::from(plan.size);
+    // The whole operand first: results may depend on elements that the mask keeps from the destination. Only when that
+    // faults the mask decides which elements count, and the others read as zero.
+    let cr2 = cpu.state.cr2;
+    let Err(fault) = cpu.load_bytes(at.0, at.1, buffer.bytes(size)) else { return Ok(()) };
     if !mask.suppresses {
-        return cpu.load_bytes(at.0, at.1, buffer.bytes(size));
+        return Err(fault);
     }
+    cpu.state.cr2 = cr2;
     let bits = wanted(cpu, plan, mask);
     let element = usize::from(mask.element.max(1));
-    if bits.count_ones() as usize == size / element {
-        return cpu.load_bytes(at.0, at.1, buffer.bytes(size));
-    }
+    buffer.bytes(size).fill(0);
     for n in (0..size / element).filter(|n| bits >> n & 1 != 0) {
         let to = buffer.0.get_mut(n * element..(n + 1) * element).unwrap_or_default();
         cpu.load_bytes(at.0, at.1.wrapping_add((n * element) as u64), to)?;

@@ -66,22 +66,47 @@ pub(crate) fn prepare(i: &Instruction, bytes: &[u8], bits: u32) -> Option<(Handl
     if let Some(handler) = in_rust(i) {
         return Some((handler, None));
     }
-    let class = plan::class_of(code)?;
+    plan::class_of(code)?;
     if let Some(handler) = moves::handler(i) {
         return Some((handler, None));
     }
-    let plan = plan::plan(i, bytes, bits)?;
-    let handler = match class {
-        Class::X87 => x87::execute,
-        _ if plan.mask.is_some() && plan.memory != Memory::None => execute_masked,
-        _ => match (plan.class, plan.memory, plan.simd || plan.flags) {
-            (Class::Mmx | Class::SseMmx, ..) => execute_mmx,
-            (_, Memory::None, false) => execute_registers,
-            (_, Memory::Load, false) => execute_load,
-            _ => execute,
-        },
-    };
-    Some((handler, Some(plan)))
+    match plan::find(i, bytes, bits) {
+        plan::Found::Plan(plan) => Some((handler_of(plan), Some(plan))),
+        plan::Found::Full => Some((execute_temporary, None)),
+        plan::Found::Unsupported => None,
+    }
+}
+
+fn handler_of(plan: &Plan) -> Handler {
+    match (plan.class, plan.memory, plan.simd || plan.flags) {
+        (Class::X87, ..) => |cpu, insn| x87::execute(cpu, insn, planned(insn)?),
+        (_, Memory::Load | Memory::Store, _) if plan.mask.is_some() => {
+            |cpu, insn| execute_masked(cpu, insn, planned(insn)?)
+        }
+        (Class::Mmx | Class::SseMmx, ..) => |cpu, insn| execute_mmx(cpu, insn, planned(insn)?),
+        (_, Memory::None, false) => execute_registers,
+        (_, Memory::Load, false) => execute_load,
+        _ => |cpu, insn| execute(cpu, insn, planned(insn)?),
+    }
+}
+
+/// The plan that `prepare` gave.
+#[inline(always)]
+fn planned(insn: &Insn) -> Exec<&'static Plan> {
+    insn.plan.ok_or(Fault::ud())
+}
+
+/// There are too many plans already: makes one for this execution. Slow, and right.
+fn execute_temporary(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let bits = cpu.code_bits();
+    let i = insn.iced(bits, 0);
+    let Some(plan) = plan::temporary(&i, insn.bytes(), bits) else { return Err(Fault::ud()) };
+    match plan.class {
+        Class::X87 => x87::execute(cpu, insn, &plan),
+        _ if plan.mask.is_some() && plan.memory != Memory::None => execute_masked(cpu, insn, &plan),
+        Class::Mmx | Class::SseMmx => execute_mmx(cpu, insn, &plan),
+        _ => execute(cpu, insn, &plan),
+    }
 }
 
 /// Instructions that are written in Rust.
@@ -113,6 +138,8 @@ fn in_rust(i: &Instruction) -> Option<Handler> {
         Code::Emms => |cpu, _| {
             available(cpu, Class::Mmx)?;
             x87::check_pending(cpu)?;
+            // The manuals differ on TOP; AMD's processors clear it, as every MMX instruction does.
+            cpu.state.x87.fsw &= !0x3800;
             cpu.state.x87.ftw = 0;
             Ok(())
         },
@@ -273,7 +300,7 @@ fn call_plain(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) {
 
 /// Register operands only, no MXCSR, no flags.
 fn execute_registers(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let Some(plan) = insn.plan else { return Err(Fault::ud()) };
+    let plan = planned(insn)?;
     available(cpu, plan.class)?;
     // The thunk doesn't use the buffer.
     let mut buffer = Buffer::default();
@@ -283,7 +310,7 @@ fn execute_registers(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// A loaded operand, no MXCSR, no flags.
 fn execute_load(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let Some(plan) = insn.plan else { return Err(Fault::ud()) };
+    let plan = planned(insn)?;
     available(cpu, plan.class)?;
     let at = cpu.mem_addr(insn);
     check_alignment(cpu, at, plan.align)?;
@@ -294,8 +321,7 @@ fn execute_load(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 /// Any instruction without MMX registers or masked memory.
-fn execute(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let Some(plan) = insn.plan else { return Err(Fault::ud()) };
+fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     available(cpu, plan.class)?;
     let at = operand(cpu, insn, plan.memory != Memory::None);
     check_alignment(cpu, at, plan.align)?;
@@ -314,8 +340,7 @@ fn execute(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 /// An EVEX instruction with a masked memory operand.
-fn execute_masked(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let Some(plan) = insn.plan else { return Err(Fault::ud()) };
+fn execute_masked(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     let Some(mask) = plan.mask else { return Err(Fault::ud()) };
     available(cpu, plan.class)?;
     let at = cpu.mem_addr(insn);
@@ -332,8 +357,7 @@ fn execute_masked(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 /// An instruction with MMX registers.
-fn execute_mmx(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let Some(plan) = insn.plan else { return Err(Fault::ud()) };
+fn execute_mmx(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     available(cpu, plan.class)?;
     x87::check_pending(cpu)?;
     let at = operand(cpu, insn, plan.memory != Memory::None);
@@ -461,16 +485,20 @@ fn call_simd_controlled(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec
         (cpu.state.vec, cpu.state.gpr, cpu.state.opmask) = (vec, gpr, opmask);
         (cpu.state.x87.significand, cpu.state.rflags) = (significand, rflags);
     };
-    let mut raised;
+    let mut raised = run_with(cpu, plan, buffer, guest);
     if unmasked & UNDERFLOW != 0 {
         // Masked underflow is reported only for inexact results, unmasked underflow for every tiny one. With flush to zero
-        // every tiny result is reported; flushing itself doesn't happen when underflow is unmasked (SDM vol. 1 §10.2.3.3).
-        let tiny = run_with(cpu, plan, buffer, guest | FTZ) & UNDERFLOW;
-        restore(cpu);
-        *buffer = input;
-        raised = run_with(cpu, plan, buffer, guest & !FTZ) & !UNDERFLOW | tiny;
-    } else {
-        raised = run_with(cpu, plan, buffer, guest);
+        // every tiny result is reported, without it inexactness is (SDM vol. 1 §4.9.1.5 and §10.2.3.3).
+        let mut again = |cpu: &mut Cpu, controls| {
+            let result = (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags);
+            restore(cpu);
+            let mut scratch = input;
+            let flags = run_with(cpu, plan, &mut scratch, controls);
+            (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags) = result;
+            flags
+        };
+        let tiny = again(cpu, guest | FTZ) & UNDERFLOW;
+        raised = again(cpu, guest & !FTZ) & !UNDERFLOW | tiny;
     }
     if raised & unmasked & BEFORE != 0 {
         // Nothing was computed: only what was found before the operation is reported.

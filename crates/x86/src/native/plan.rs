@@ -70,7 +70,7 @@ pub(super) struct Mask {
 /// How one encoding is executed.
 #[derive(Debug)]
 pub struct Plan {
-    /// The thunk, or None when the arena was full: then `code` runs in the scratch slot.
+    /// The thunk in the arena, or None: then `code` runs in the scratch slot.
     pub(super) entry: Option<Entry>,
     /// The thunk's bytes, kept only without an entry.
     pub(super) code: Box<[u8]>,
@@ -92,27 +92,74 @@ pub struct Plan {
 /// The largest memory operand of a thunk.
 pub(super) const BUFFER: usize = 64;
 
-type Key = ([u8; 15], u8, u32);
+/// What a plan depends on: the instruction with its memory operand replaced, its explicit general register, the mode.
+type Key = ([u8; 16], Option<Register>, bool, Code);
 
-/// The plan for an instruction that `kind_of` gave a class, made at the first request. None: this host can't run it.
-pub(super) fn plan(i: &Instruction, bytes: &[u8], bits: u32) -> Option<&'static Plan> {
+/// What `find` gives.
+pub(super) enum Found {
+    /// The plan, for ever.
+    Plan(&'static Plan),
+    /// There are too many: [`temporary`] makes one for each execution.
+    Full,
+    /// This host can't run it.
+    Unsupported,
+}
+
+/// Plans live for ever, because decoded instructions point at them; so there is a bound.
+const MOST: usize = 1 << 18;
+
+/// The plan for an instruction, made at the first request.
+pub(super) fn find(i: &Instruction, bytes: &[u8], bits: u32) -> Found {
     static PLANS: OnceLock<Mutex<HashMap<Key, Option<&'static Plan>>>> = OnceLock::new();
-    let mut key = [0; 15];
-    key.get_mut(..bytes.len())?.copy_from_slice(bytes);
-    let key = (key, bytes.len() as u8, bits);
+    let Some(key) = key(i, bytes, bits) else { return Found::Unsupported };
     let mut plans =
         PLANS.get_or_init(Default::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(known) = plans.get(&key) {
-        return *known;
-    }
-    // Plans live for ever because decoded instructions point at them. The count is bounded by the arena: once it is
-    // full the table of plans starts to be the cost, so it is capped too and such instructions are refused a plan.
-    if plans.len() >= 1 << 20 {
-        return None;
-    }
-    let made = make(i, bytes, bits).map(|plan| &*Box::leak(Box::new(plan)));
-    plans.insert(key, made);
-    made
+    let known = plans.get(&key).copied();
+    let plan = match known {
+        Some(plan) => plan,
+        None if plans.len() >= MOST => return Found::Full,
+        None => {
+            let Some(mut plan) = make(i, bytes, bits) else {
+                plans.insert(key, None);
+                return Found::Unsupported;
+            };
+            let Some(at) = arena::lock().ok().and_then(|mut arena| arena.add(&plan.code)) else {
+                return Found::Full;
+            };
+            // SAFETY: `at` is the start of a whole function of this type, in memory that never changes again.
+            plan.entry = Some(unsafe { std::mem::transmute::<*const u8, Entry>(at) });
+            plan.code = Box::default();
+            let plan: Option<&'static Plan> = Some(Box::leak(Box::new(plan)));
+            plans.insert(key, plan);
+            plan
+        }
+    };
+    plan.map_or(Found::Unsupported, Found::Plan)
+}
+
+/// A plan that nobody keeps; its thunk runs in the scratch slot.
+pub(super) fn temporary(i: &Instruction, bytes: &[u8], bits: u32) -> Option<Plan> {
+    make(i, bytes, bits)
+}
+
+fn has_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+}
+
+fn explicit_general(i: &Instruction) -> Option<Register> {
+    (0..i.op_count())
+        .filter(|&n| i.op_kind(n) == OpKind::Register)
+        .map(|n| i.op_register(n))
+        .find(|register| register.is_gpr())
+}
+
+fn key(i: &Instruction, bytes: &[u8], bits: u32) -> Option<Key> {
+    let parts = split(bytes, bits)?;
+    let how = Rewrite { long: bits == 64, memory: has_memory(i), ..Rewrite::default() };
+    let mut key = [0; 16];
+    let code = encode(&parts, how);
+    key.get_mut(..code.len())?.copy_from_slice(&code);
+    Some((key, explicit_general(i), bits == 64, i.code()))
 }
 
 /// The class of an instruction, None when it isn't executed by a thunk.
@@ -151,17 +198,19 @@ fn uses_mxcsr(mnemonic: Mnemonic) -> bool {
 /// Legacy SSE instructions with a 16-byte operand that needn't be aligned (SDM vol. 2, exception type 4 notes).
 fn legacy_unaligned(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
-    matches!(
-        mnemonic,
-        M::Movups
-            | M::Movupd
-            | M::Movdqu
-            | M::Lddqu
-            | M::Pcmpestri
-            | M::Pcmpestrm
-            | M::Pcmpistri
-            | M::Pcmpistrm
-    )
+    match mnemonic {
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => true,
+        M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Pcmpestri64 | M::Pcmpestrm64 => true,
+        // Intel's manual says exception type 4, with alignment; AMD's processors take any address.
+        M::Sha1msg1
+        | M::Sha1msg2
+        | M::Sha1nexte
+        | M::Sha1rnds4
+        | M::Sha256msg1
+        | M::Sha256msg2
+        | M::Sha256rnds2 => host_features().amd,
+        _ => false,
+    }
 }
 
 /// VEX and EVEX instructions that need an aligned operand (exception types 1 and E1).
@@ -199,12 +248,13 @@ fn mask_of(i: &Instruction, memory: MemorySize) -> Option<Mask> {
     let name = format!("{:?}", i.mnemonic());
     let compressed = name.contains("expand") || name.contains("compress");
     // Instructions whose elements don't correspond one to one with mask bits (E4NF, E6NF, E9NF): the whole operand is read.
-    let whole = ["Vpack", "Vpunpck", "Vunpck", "Vpshuf", "Vpalignr", "Vdbpsadbw", "Vpmadd", "Vbroadcastf32x", "Vbroadcastf64x",
-        "Vbroadcasti32x", "Vbroadcasti64x", "Vpmulhrsw", "Vpslldq", "Vpsrldq", "Vmovddup", "Vmovshdup", "Vmovsldup"]
-        .iter()
-        .any(|p| name.starts_with(p))
-        // VPMADD52 and the shifts by an XMM count have ordinary or whole operands.
-        && !name.starts_with("Vpmadd52");
+    let whole = [
+        "Vpack", "Vpunpck", "Vunpck", "Vpshuf", "Vshuf", "Vpalignr", "Valign", "Vdbpsadbw", "Vpmaddwd", "Vpmaddubsw",
+        "Vbroadcastf32x", "Vbroadcastf64x", "Vbroadcasti32x", "Vbroadcasti64x", "Vpslldq", "Vpsrldq", "Vmovddup",
+        "Vmovshdup", "Vmovsldup", "Vperm", "Vpconflict", "Vgf2p8affine", "Vpmultishift", "Vpshufbitqmb",
+    ]
+    .iter()
+    .any(|p| name.starts_with(p));
     let shift = matches!(
         i.mnemonic(),
         M::Vpsllw
@@ -242,13 +292,13 @@ fn mask_of(i: &Instruction, memory: MemorySize) -> Option<Mask> {
 fn make(i: &Instruction, bytes: &[u8], bits: u32) -> Option<Plan> {
     let mut class = class_of(i.code())?;
     let parts = split(bytes, bits)?;
-    let has_memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+    let has_memory = has_memory(i);
     if has_memory && (i.is_vsib() || i.memory_size().size() > BUFFER || i.memory_size().size() == 0) {
         return None;
     }
     let general = |n: u32| i.op_kind(n) == OpKind::Register && i.op_register(n).is_gpr();
     // The one explicit general register of these instructions is either in ModRM.reg or in ModRM.rm: try both.
-    let explicit = (0..i.op_count()).find(|&n| general(n)).map(|n| i.op_register(n));
+    let explicit = explicit_general(i);
     let tries: &[(Option<u8>, Option<u8>)] = if explicit.is_some() && class != Class::X87 {
         &[(None, Some(1)), (Some(1), None)]
     } else {
@@ -372,7 +422,9 @@ fn finish(
         }
     }
     match (*class, mmx_used, vector_used) {
-        (Class::Sse, true, false) => *class = Class::Mmx,
+        // Conversions follow SSE's rules even with a memory operand instead of an XMM register.
+        (Class::Sse, true, false) if !format!("{:?}", i.mnemonic()).starts_with("Cvt") => *class = Class::Mmx,
+        (Class::Sse, true, false) => *class = Class::SseMmx,
         (Class::Sse, true, true) => *class = Class::SseMmx,
         // PSHUFW and others of SSE on MMX registers only follow MMX's rules, EMMS as well.
         (Class::Sse, false, _) if i.mnemonic() == Mnemonic::Emms => *class = Class::Mmx,
@@ -458,11 +510,9 @@ fn x87_plan(i: &Instruction, code: &[u8], reads_flags: bool, writes_flags: bool)
 }
 
 fn place(code: Vec<u8>) -> Plan {
-    let at = arena::lock().ok().and_then(|mut arena| arena.add(&code));
     Plan {
-        // SAFETY: `at` is the start of a whole function of this type, in memory that never changes again.
-        entry: at.map(|at| unsafe { std::mem::transmute::<*const u8, Entry>(at) }),
-        code: if at.is_some() { Box::default() } else { code.into() },
+        entry: None,
+        code: code.into(),
         class: Class::Sse,
         memory: Memory::None,
         size: 0,

@@ -158,10 +158,9 @@ pub(super) fn check_pending(cpu: &mut Cpu) -> Exec {
 }
 
 /// Executes an arithmetic, load, store or stack instruction with a thunk.
-pub(super) fn execute(cpu: &mut Cpu, insn: &Insn) -> Exec {
+pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     available(cpu)?;
     check_pending(cpu)?;
-    let Some(plan) = insn.plan else { return Err(Fault::ud()) };
     let mut buffer = super::Buffer::default();
     let address = operand(cpu, insn, plan.memory != Memory::None);
     let size = usize::from(plan.size);
