@@ -109,12 +109,7 @@ fn memory(
         differ("memory changed", &host.changed, &ours.changed);
         return;
     }
-    let operand = i
-        .virtual_address((0..i.op_count()).find(|&n| i.op_kind(n) == iced_x86::OpKind::Memory).unwrap_or(0), 0, |register, _, _| {
-            let full = register.full_register();
-            if full.is_gpr() { Some(case.before.gpr[full.number()] & (!0 >> (64 - 8 * register.size().min(8)))) } else { Some(0) }
-        })
-        .unwrap_or(0);
+    let operand = operand(case, i).unwrap_or(0);
     let mut shown = 0;
     for n in 0..2 * PAGE {
         if host.data[n] == ours.data[n] {
@@ -134,4 +129,13 @@ fn memory(
             break;
         }
     }
+}
+
+/// The effective address of the memory operand.
+pub fn operand(case: &Case, i: &Instruction) -> Option<u64> {
+    let n = (0..i.op_count()).find(|&n| i.op_kind(n) == iced_x86::OpKind::Memory)?;
+    i.virtual_address(n, 0, |register, _, _| {
+        let full = register.full_register();
+        Some(if full.is_gpr() { case.before.gpr[full.number()] & (!0 >> (64 - 8 * register.size().min(8))) } else { 0 })
+    })
 }

@@ -158,10 +158,11 @@ fn describe(case: &Case, i: &Instruction, host: &Outcome, differences: &str) -> 
     iced_x86::GasFormatter::new().format(i, &mut formatted);
     let _ = writeln!(
         text,
-        "{formatted} ({:?}) at {:#x}, {} bytes placed{}",
+        "{formatted} ({:?}) at {:#x}, {} bytes placed{}{}",
         i.code(),
         case.before.rip,
         case.placed,
+        compare::operand(case, i).map_or(String::new(), |at| format!(", operand at {at:#x}")),
         host.vector.map_or(String::new(), |v| format!(", host exception {v}"))
     );
     text + differences

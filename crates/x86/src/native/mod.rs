@@ -489,7 +489,7 @@ fn call_simd_controlled(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec
     if unmasked & UNDERFLOW != 0 {
         // Masked underflow is reported only for inexact results, unmasked underflow for every tiny one. With flush to zero
         // every tiny result is reported, without it inexactness is (SDM vol. 1 §4.9.1.5 and §10.2.3.3).
-        let mut again = |cpu: &mut Cpu, controls| {
+        let again = |cpu: &mut Cpu, controls| {
             let result = (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags);
             restore(cpu);
             let mut scratch = input;
