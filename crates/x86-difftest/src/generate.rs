@@ -114,6 +114,11 @@ fn excluded(i: &Instruction) -> bool {
             | M::Enqcmd
             | M::Enqcmds
             | M::Cldemote
+            | M::Clui
+            | M::Stui
+            | M::Testui
+            | M::Senduipi
+            | M::Uiret
     ) {
         return true;
     }

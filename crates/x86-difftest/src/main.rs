@@ -1,7 +1,6 @@
 //! `x86-difftest --seconds N --seed S [--only MNEMONIC] [--cases N] [--shown N]`: compares the interpreter with the host.
 
 use anyhow::{Result, bail};
-use hyaline_x86::CpuModel;
 use iced_x86::Mnemonic;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,7 +55,7 @@ fn work() -> Result<bool> {
             other => return Err(other.unexpected().into()),
         }
     }
-    let report = run(&options, Arc::new(CpuModel::default()))?;
+    let report = run(&options, Arc::new(x86_difftest::host_model()?))?;
     for text in &report.texts {
         print!("{text}");
     }
@@ -68,13 +67,14 @@ fn work() -> Result<bool> {
     }
     let seconds = report.time.as_secs_f64();
     println!(
-        "{} cases of {} mnemonics in {seconds:.1} s ({:.0} per second), {} of them exceptions; {} mismatches, {} lost with their process",
+        "{} cases of {} mnemonics in {seconds:.1} s ({:.0} per second), {} of them exceptions; {} mismatches, {} lost with their process, {} repeating too long",
         report.cases,
         report.mnemonics,
         report.cases as f64 / seconds.max(0.001),
         report.faults,
         report.mismatched(),
-        report.lost
+        report.lost,
+        report.unfinished
     );
     Ok(report.mismatches.is_empty())
 }

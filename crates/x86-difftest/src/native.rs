@@ -19,6 +19,9 @@ pub const BATCH: usize = 128;
 /// Single steps that an instruction with a repeat prefix may take.
 const STEPS: u32 = 64;
 
+/// In place of a vector: the instruction was not done after STEPS steps.
+pub const UNFINISHED: u8 = 255;
+
 /// Memory shared with the child.
 #[repr(C)]
 struct Shared {
@@ -355,6 +358,11 @@ unsafe fn step(shared: &mut Shared, context: &mut libc::ucontext_t) {
         return;
     }
     save(shared, number, context, image);
+    if trap == 1 && shared.steps >= STEPS {
+        if let Some(outcome) = shared.outcomes.get_mut(number as usize) {
+            outcome.vector = Some(UNFINISHED);
+        }
+    }
     let next = number + 1;
     if next < shared.count {
         load(shared, next, context, image);

@@ -155,8 +155,8 @@ fn is_64(insn: &Insn) -> bool {
 fn aligned(cpu: &mut Cpu, insn: &Insn, align: u64) -> Exec<(Seg, u64)> {
     let (seg, offset) = cpu.mem_addr(insn);
     if super::linear_of(cpu, seg, offset) & (align - 1) != 0 {
-        // A segment violation of the first byte comes first.
-        cpu.load::<u8>(seg, offset)?;
+        // A segment violation comes first.
+        cpu.linear(seg, offset, align, crate::mmu::Access::Read)?;
         return Err(Fault::gp(0));
     }
     Ok((seg, offset))
