@@ -4,8 +4,7 @@
 use crate::case::{CODE, Case, DATA, PAGE, READ_ONLY, Registers};
 use crate::random::Random;
 use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind,
-    Register,
+    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register,
 };
 use std::collections::BTreeMap;
 
@@ -124,7 +123,15 @@ fn excluded(i: &Instruction) -> bool {
     }
     // Far branches and anything that names a segment register.
     if matches!(m, M::Jmp | M::Call)
-        && matches!(i.code(), Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664)
+        && matches!(
+            i.code(),
+            Code::Jmp_m1616
+                | Code::Jmp_m1632
+                | Code::Jmp_m1664
+                | Code::Call_m1616
+                | Code::Call_m1632
+                | Code::Call_m1664
+        )
     {
         return true;
     }
@@ -150,7 +157,10 @@ impl Generator {
                 let i = decode(&bytes);
                 let wanted = only.is_none_or(|m| m == i.mnemonic());
                 let features = i.code().cpuid_features();
-                let xop = matches!(i.code().encoding(), EncodingKind::XOP | EncodingKind::D3NOW | EncodingKind::MVEX);
+                let xop = matches!(
+                    i.code().encoding(),
+                    EncodingKind::XOP | EncodingKind::D3NOW | EncodingKind::MVEX
+                );
                 if !i.is_invalid() && wanted && !xop && !excluded(&i) && features.iter().all(|&f| has(f)) {
                     by_mnemonic.entry(i.mnemonic() as u32).or_default().push(t);
                     return;
@@ -211,7 +221,7 @@ impl Generator {
                 continue;
             }
             let placed = (PAGE as u64 - offset).min(16) as u8;
-            let repeats = i.has_rep_prefix() || i.has_repne_prefix();
+            let repeats = i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix());
             return (Case { before, bytes, placed, repeats, seed }, i);
         }
     }
@@ -301,7 +311,12 @@ impl Template {
                 let z = if d & 0x0c == 0 { 0x80 } else { 0 };
                 let broadcast = if d & 0x30 == 0 { 0x10 } else { 0 };
                 let ll = if broadcast != 0 && d & 0x40 != 0 { c >> 3 & 3 } else { self.l };
-                out.extend([0x62, a & 0xf0 | self.map, self.w << 7 | vvvv | 4 | pp, z | ll << 5 | broadcast | v2 | mask]);
+                out.extend([
+                    0x62,
+                    a & 0xf0 | self.map,
+                    self.w << 7 | vvvv | 4 | pp,
+                    z | ll << 5 | broadcast | v2 | mask,
+                ]);
             }
         }
         out
@@ -311,10 +326,15 @@ impl Template {
 /// Bytes that the decoder doesn't know and that mustn't be tried: segment overrides to the child's thread-local storage, and escape
 /// sequences where processors keep system instructions.
 fn risky(bytes: &[u8]) -> bool {
-    let prefix = |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
+    let prefix = |b: &u8| {
+        matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f)
+    };
     let n = bytes.iter().take_while(|b| prefix(b)).count();
     bytes[..n].iter().any(|b| matches!(b, 0x64 | 0x65))
-        || matches!(bytes.get(n..n + 2), Some([0x0f, 0x00 | 0x01 | 0x05 | 0x07 | 0x34 | 0x35 | 0x37 | 0xa6 | 0xa7 | 0xae | 0xc7]))
+        || matches!(
+            bytes.get(n..n + 2),
+            Some([0x0f, 0x00 | 0x01 | 0x05 | 0x07 | 0x34 | 0x35 | 0x37 | 0xa6 | 0xa7 | 0xae | 0xc7])
+        )
 }
 
 fn interesting(r: &mut Random) -> u64 {
@@ -323,7 +343,20 @@ fn interesting(r: &mut Random) -> u64 {
         1 => 0_u64.wrapping_sub(r.below(64)),
         2 => 1 << r.below(64),
         3 => (1_u64 << r.below(64)).wrapping_sub(1),
-        4 => r.pick(&[0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 63, !0, 0]),
+        4 => r.pick(&[
+            0x7f,
+            0x80,
+            0xff,
+            0x7fff,
+            0x8000,
+            0xffff,
+            0x7fff_ffff,
+            0x8000_0000,
+            0xffff_ffff,
+            1 << 63,
+            !0,
+            0,
+        ]),
         5 => r.next() >> r.below(64),
         _ => r.next(),
     }
@@ -352,7 +385,19 @@ fn floats(r: &mut Random) -> u64 {
         ]),
         6 => {
             let one = |r: &mut Random| {
-                r.pick(&[0_u64, 0x8000_0000, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x7fa0_0000, 1, 0x7f_ffff, 0x7f7f_ffff, 0x80_0000, 0x4f00_0000])
+                r.pick(&[
+                    0_u64,
+                    0x8000_0000,
+                    0x7f80_0000,
+                    0xff80_0000,
+                    0x7fc0_0000,
+                    0x7fa0_0000,
+                    1,
+                    0x7f_ffff,
+                    0x7f7f_ffff,
+                    0x80_0000,
+                    0x4f00_0000,
+                ])
             };
             one(r) | one(r) << 32
         }
@@ -438,7 +483,10 @@ fn target(r: &mut Random, size: u64) -> u64 {
         // Between the two pages.
         2 | 3 => DATA + PAGE as u64 - r.below(2 * size + 1),
         4 => READ_ONLY + r.below(PAGE as u64),
-        5 => r.pick(&[0, 0x1000_2000, 0x8000_0000_0000, 0xffff_8000_0000_0000, 0x7fff_ffff_f000, CODE]) + r.below(64),
+        5 => {
+            r.pick(&[0, 0x1000_2000, 0x8000_0000_0000, 0xffff_8000_0000_0000, 0x7fff_ffff_f000, CODE])
+                + r.below(64)
+        }
         6..10 => DATA + r.below(2 * PAGE as u64 - 64),
         _ => DATA + r.below(2 * PAGE as u64 / 64 - 8) * 64,
     }
@@ -475,7 +523,8 @@ fn aim(r: &mut Random, i: &Instruction, bytes: &mut [u8; 16], regs: &mut Registe
         let again = decoder.decode();
         let offsets = decoder.get_constant_offsets(&again);
         if offsets.has_displacement() && offsets.displacement_size() == 4 {
-            let value = if base == Register::None { at } else { at.wrapping_sub(regs.rip + again.len() as u64) };
+            let value =
+                if base == Register::None { at } else { at.wrapping_sub(regs.rip + again.len() as u64) };
             let place = offsets.displacement_offset();
             bytes[place..place + 4].copy_from_slice(&(value as u32).to_le_bytes());
         }
@@ -519,8 +568,17 @@ fn small_indices(r: &mut Random, index: Register, regs: &mut Registers) {
 pub fn undefined_flags(i: &Instruction) -> u64 {
     use iced_x86::RflagsBits as B;
     let u = i.rflags_undefined();
-    [(B::OF, 0x800), (B::SF, 0x80), (B::ZF, 0x40), (B::AF, 0x10), (B::CF, 1), (B::PF, 4), (B::DF, 0x400), (B::AC, 1 << 18)]
-        .iter()
-        .filter(|(bit, _)| u & bit != 0)
-        .fold(0, |mask, (_, flag)| mask | flag)
+    [
+        (B::OF, 0x800),
+        (B::SF, 0x80),
+        (B::ZF, 0x40),
+        (B::AF, 0x10),
+        (B::CF, 1),
+        (B::PF, 4),
+        (B::DF, 0x400),
+        (B::AC, 1 << 18),
+    ]
+    .iter()
+    .filter(|(bit, _)| u & bit != 0)
+    .fold(0, |mask, (_, flag)| mask | flag)
 }

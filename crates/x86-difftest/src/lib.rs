@@ -102,7 +102,8 @@ pub fn run(options: &Options, model: Arc<CpuModel>) -> Result<Report> {
             report.faults += u64::from(host.vector.is_some());
             let text = compare::differences(case, i, host, &mut ours);
             if !text.is_empty() {
-                let name = if i.is_invalid() { "(unknown bytes)".into() } else { format!("{:?}", i.mnemonic()) };
+                let name =
+                    if i.is_invalid() { "(unknown bytes)".into() } else { format!("{:?}", i.mnemonic()) };
                 let count = report.mismatches.entry(name).or_default();
                 *count += 1;
                 if *count as usize <= options.shown {

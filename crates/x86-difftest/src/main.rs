@@ -31,7 +31,8 @@ fn main() -> ExitCode {
 }
 
 fn work() -> Result<bool> {
-    let mut options = Options { time: Duration::from_secs(10), cases: u64::MAX, seed: 1, only: None, shown: 2 };
+    let mut options =
+        Options { time: Duration::from_secs(10), cases: u64::MAX, seed: 1, only: None, shown: 2 };
     let mut parser = lexopt::Parser::from_env();
     use lexopt::prelude::*;
     while let Some(arg) = parser.next()? {

@@ -211,7 +211,8 @@ impl Drop for Native {
 }
 
 fn futex_wait(word: &AtomicU32, value: u32, timeout: Duration) {
-    let time = libc::timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
+    let time =
+        libc::timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
     // SAFETY: FUTEX_WAIT on a word in shared memory.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const time) };
 }
@@ -239,7 +240,8 @@ unsafe fn child(shared: *mut Shared) -> ! {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         SHARED.store(shared, Ordering::SeqCst);
         let map = |at: u64, len: usize, protection: i32, fd: i32, fixed: i32| {
-            let flags = fixed | if fd >= 0 { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+            let flags =
+                fixed | if fd >= 0 { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
             let p = libc::mmap(at as *mut libc::c_void, len, protection, flags, fd, 0);
             if p == libc::MAP_FAILED {
                 die(3);
@@ -286,7 +288,11 @@ unsafe fn child(shared: *mut Shared) -> ! {
                 PAGE,
             );
             libc::mprotect(READ_ONLY as *mut libc::c_void, PAGE, libc::PROT_READ);
-            std::ptr::copy_nonoverlapping((&raw const (*shared).template).cast::<u8>(), DATA as *mut u8, 2 * PAGE);
+            std::ptr::copy_nonoverlapping(
+                (&raw const (*shared).template).cast::<u8>(),
+                DATA as *mut u8,
+                2 * PAGE,
+            );
             (*shared).home_set = false;
             // The handler takes over here and comes back when the batch is done.
             std::arch::asm!("int3");

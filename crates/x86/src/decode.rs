@@ -5,7 +5,7 @@ use crate::fault::{Exec, Fault};
 use crate::state::Seg;
 use crate::sys::cpuid::CpuModel;
 use crate::{exec, native, sys};
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use std::sync::OnceLock;
 
 /// Executes one instruction. `state.rip` is the instruction's own address while it runs; a handler that doesn't continue at the
@@ -150,6 +150,12 @@ pub struct Mode {
 }
 
 fn segment_of(i: &Instruction) -> Seg {
+    // 64-bit mode ignores overrides to ES, CS, SS and DS (SDM vol. 2 §2.1.1): what is left is the base's own segment, which decides
+    // between #SS and #GP.
+    if i.code_size() == CodeSize::Code64 && !matches!(i.memory_segment(), Register::FS | Register::GS) {
+        let stack = matches!(i.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        return if stack { Seg::Ss } else { Seg::Ds };
+    }
     match i.memory_segment() {
         Register::ES => Seg::Es,
         Register::CS => Seg::Cs,

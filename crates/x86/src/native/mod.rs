@@ -252,8 +252,10 @@ fn next_offset(cpu: &Cpu, offset: u64, by: u64) -> u64 {
 #[inline(always)]
 fn check_alignment(cpu: &Cpu, at: (Seg, u64), align: u16) -> Exec {
     if align > 1 && linear_of(cpu, at.0, at.1) & u64::from(align - 1) != 0 {
-        // A segment violation comes first.
-        cpu.linear(at.0, at.1, u64::from(align), crate::mmu::Access::Read)?;
+        // A segment violation comes first; that an address isn't canonical comes later.
+        if !cpu.in_64bit() {
+            cpu.linear(at.0, at.1, u64::from(align), crate::mmu::Access::Read)?;
+        }
         return Err(Fault::gp(0));
     }
     Ok(())
@@ -467,7 +469,7 @@ fn run_with(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer, controls: u32) -> u
 fn call_simd_controlled(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec {
     let guest = cpu.state.mxcsr;
     let unmasked = !(guest >> 7) & FLAGS;
-    if unmasked == 0 {
+    if unmasked == 0 || plan.suppresses {
         let raised = run_with(cpu, plan, buffer, guest);
         cpu.state.mxcsr |= raised;
         return Ok(());
@@ -487,14 +489,22 @@ fn call_simd_controlled(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec
     };
     let mut raised = run_with(cpu, plan, buffer, guest);
     if unmasked & UNDERFLOW != 0 {
+        // Results are never flushed when underflow is unmasked (SDM vol. 1 §10.2.3.3).
+        if guest & FTZ != 0 {
+            restore(cpu);
+            *buffer = input;
+            let _ = run_with(cpu, plan, buffer, guest & !FTZ);
+        }
         // Masked underflow is reported only for inexact results, unmasked underflow for every tiny one. With flush to zero
         // every tiny result is reported, without it inexactness is (SDM vol. 1 §4.9.1.5 and §10.2.3.3).
         let again = |cpu: &mut Cpu, controls| {
-            let result = (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags);
+            let result =
+                (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags);
             restore(cpu);
             let mut scratch = input;
             let flags = run_with(cpu, plan, &mut scratch, controls);
-            (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags) = result;
+            (cpu.state.vec, cpu.state.gpr, cpu.state.opmask, cpu.state.x87.significand, cpu.state.rflags) =
+                result;
             flags
         };
         let tiny = again(cpu, guest | FTZ) & UNDERFLOW;

@@ -16,7 +16,7 @@ use super::features::{host_features, host_has};
 use crate::state::{CpuState, X87};
 use iced_x86::{
     Code, Decoder, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory, MemorySize, Mnemonic,
-    OpAccess, OpKind, Register, RflagsBits,
+    OpAccess, OpKind, Register, RflagsBits, RoundingControl,
 };
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -82,6 +82,8 @@ pub struct Plan {
     pub(super) align: u16,
     /// Reads or writes MXCSR.
     pub(super) simd: bool,
+    /// Suppresses all SIMD exceptions: raises no flags, and MXCSR's masks count as set.
+    pub(super) suppresses: bool,
     /// Reads or writes arithmetic flags in RFLAGS.
     pub(super) flags: bool,
     /// Bit i: MM register i is written.
@@ -249,9 +251,31 @@ fn mask_of(i: &Instruction, memory: MemorySize) -> Option<Mask> {
     let compressed = name.contains("expand") || name.contains("compress");
     // Instructions whose elements don't correspond one to one with mask bits (E4NF, E6NF, E9NF): the whole operand is read.
     let whole = [
-        "Vpack", "Vpunpck", "Vunpck", "Vpshuf", "Vshuf", "Vpalignr", "Valign", "Vdbpsadbw", "Vpmaddwd", "Vpmaddubsw",
-        "Vbroadcastf32x", "Vbroadcastf64x", "Vbroadcasti32x", "Vbroadcasti64x", "Vpslldq", "Vpsrldq", "Vmovddup",
-        "Vmovshdup", "Vmovsldup", "Vperm", "Vpconflict", "Vgf2p8affine", "Vpmultishift", "Vpshufbitqmb",
+        "Vpack",
+        "Vpunpck",
+        "Vunpck",
+        "Vpshuf",
+        "Vshuf",
+        "Vpalignr",
+        "Valign",
+        "Vdbpsadbw",
+        "Vpmaddwd",
+        "Vpmaddubsw",
+        "Vbroadcastf32x",
+        "Vbroadcastf64x",
+        "Vbroadcasti32x",
+        "Vbroadcasti64x",
+        "Vpslldq",
+        "Vpsrldq",
+        "Vmovddup",
+        "Vmovshdup",
+        "Vmovsldup",
+        "Vperm",
+        "Vpconflict",
+        "Vgf2p8affine",
+        "Vpmultishift",
+        "Vpshufbitqmb",
+        "Vcvtne2ps2bf16",
     ]
     .iter()
     .any(|p| name.starts_with(p));
@@ -269,13 +293,18 @@ fn mask_of(i: &Instruction, memory: MemorySize) -> Option<Mask> {
     ) && i.op_kind(i.op_count() - 1) == OpKind::Memory
         && memory.size() == 16
         && i.op_register(0) != Register::None;
-    let element =
-        if i.is_broadcast() || memory.element_size() == 0 { memory.size() } else { memory.element_size() };
+    let element = match i.mnemonic() {
+        _ if i.is_broadcast() || memory.element_size() == 0 => memory.size(),
+        // Several elements of memory make one of the destination.
+        M::Vpmuldq | M::Vpmuludq => 8,
+        _ if name.starts_with("Vpdp") || name.starts_with("Vdp") => 4,
+        _ => memory.element_size(),
+    };
     let broadcast = i.is_broadcast() || name.starts_with("Vbroadcast") || name.starts_with("Vpbroadcast");
     let lanes = if i.is_broadcast() {
         let mut whole = *i;
         whole.set_is_broadcast(false);
-        whole.memory_size().element_count()
+        whole.memory_size().size() / element.max(1)
     } else {
         i.op_register(0).size() / element.max(1)
     };
@@ -466,6 +495,11 @@ fn finish(
     plan.size = size as u16;
     plan.align = alignment(i, *class, size);
     plan.simd = *class != Class::Mmx && uses_mxcsr(i.mnemonic());
+    // The approximations raise nothing at all, but obey DAZ and FTZ.
+    let name = format!("{:?}", i.mnemonic());
+    let approximate = ["Rcp", "Rsqrt", "Vrcp", "Vrsqrt"].iter().any(|p| name.starts_with(p));
+    plan.suppresses =
+        approximate || i.suppress_all_exceptions() || i.rounding_control() != RoundingControl::None;
     plan.flags = reads_flags || writes_flags;
     plan.mmx_written = mmx_written;
     plan.mask = if memory == Memory::None { None } else { mask_of(i, i.memory_size()) };
@@ -518,6 +552,7 @@ fn place(code: Vec<u8>) -> Plan {
         size: 0,
         align: 1,
         simd: false,
+        suppresses: false,
         flags: false,
         mmx_written: 0,
         mask: None,

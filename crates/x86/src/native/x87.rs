@@ -167,6 +167,10 @@ pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     if plan.memory == Memory::Load {
         general_load(cpu, address, &mut buffer, size)?;
     }
+    if plan.memory == Memory::Store {
+        // Before the operation: the page must be there even if an unmasked exception keeps the store from happening.
+        cpu.probe_write(address.0, address.1, size as u64)?;
+    }
     if plan.flags {
         cpu.materialize_flags();
     }
