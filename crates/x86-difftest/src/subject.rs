@@ -121,9 +121,7 @@ impl Subject {
         let placed = &case.bytes[..usize::from(case.placed)];
         self.ram.write(CODE_AT + (case.before.rip - CODE), placed)?;
         self.load(&case.before);
-        let retired = self.cpu.state.icount;
         self.cpu.run(1);
-        let _ = retired;
         let s = &self.cpu.state;
         let supervisor = s.seg[Seg::Cs as usize].selector & 3 == 0;
         store(s, &mut outcome.after);
@@ -133,9 +131,9 @@ impl Subject {
             let vector = (s.rip.wrapping_sub(KERNEL + HANDLERS) / 16) as u8;
             let coded = matches!(vector, 8 | 10..=14 | 17 | 21);
             let frame = STACK_TOP - 40;
-            let at = |n: u64| self.ram.load_u64(frame + n * 8).unwrap_or(0);
+            let at = |n: i64| self.ram.load_u64(frame.wrapping_add_signed(n * 8)).unwrap_or(0);
             outcome.vector = Some(vector);
-            outcome.error = if coded { at(0_u64.wrapping_sub(1)) as u32 } else { 0 };
+            outcome.error = if coded { at(-1) as u32 } else { 0 };
             outcome.cr2 = if vector == 14 { s.cr2 } else { 0 };
             outcome.after.rip = at(0);
             outcome.after.rflags = at(2);
