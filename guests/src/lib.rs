@@ -1,0 +1,25 @@
+//! Tiny guests written in assembly, for tests and for the built-in demonstration.
+//!
+//! Each is a 32-bit ELF file with a multiboot 1 header; the sources under `asm/` say what it does and prints.
+
+macro_rules! guests {
+    ($($(#[$doc:meta])* $name:ident $file:literal),* $(,)?) => {
+        $($(#[$doc])* pub const $name: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".elf"));)*
+    };
+}
+
+guests! {
+    /// Prints over its serial port, finds the network card on the PCI bus, selects one of its registers with a 2-byte write to port
+    /// 0xc012, reads it, and powers off.
+    DEMO "demo",
+    /// Takes timer interrupts through the 8259 pair and then through the I/O APIC, prints how many came, powers off.
+    INTERRUPTS "interrupts",
+    /// Starts all other processors by INIT and start-up IPI; each reports; powers off.
+    SMP "smp",
+    /// Enters long mode, uses SSE and a page fault handler, prints, powers off.
+    LONGMODE "longmode",
+    /// Loads an empty IDT and divides by zero.
+    TRIPLE_FAULT "triplefault",
+    /// Jumps to an address where nothing is.
+    NOWHERE "nowhere",
+}
