@@ -529,7 +529,14 @@ impl Device for I8254 {
     }
 
     fn timer(&mut self, _timer: u32, cx: &mut Cx<'_>) {
+        // The timer stands for an edge. Called late, after the next edge too (a low pulse of mode 2 lasts one tick), OUT 0 is back at the
+        // level it had: both edges are made up for, or the interrupt would be lost.
+        let (before, cycle) = (self.state.out0, self.state.counters[0].start);
         self.update(cx);
+        if self.state.out0 == before && self.state.counters[0].start != cycle {
+            cx.line(0).set(!before);
+            cx.line(0).set(before);
+        }
     }
 
     fn reset(&mut self, _kind: Reset, cx: &mut Cx<'_>) {
@@ -663,6 +670,22 @@ mod tests {
         b.rises(0);
         b.run(SECOND);
         assert_eq!(b.rises(0), 99, "11932 / 1.1931818 MHz is a little over 10 ms");
+    }
+
+    #[test]
+    fn a_late_timer_still_gives_its_edge() {
+        let mut b = bench();
+        program(&mut b, 0, 2, 1193);
+        b.rises(0);
+        let first = b.next_timer().unwrap();
+        // The machine's clock runs on while the timer waits to be called.
+        b.skip(first + 300_000);
+        b.call(|d, cx| d.timer(0, cx));
+        assert_eq!(b.rises(0), 0, "the count starts: no edge yet");
+        let edge = b.next_timer().unwrap();
+        b.skip(edge - b.now() + 300_000);
+        b.call(|d, cx| d.timer(0, cx));
+        assert_eq!(b.rises(0), 1);
     }
 
     #[test]
