@@ -1,1 +1,23 @@
 //! Boards, loaders, ACPI tables, vCPU threads, run loop, snapshots.
+
+pub mod acpi;
+pub mod chassis;
+pub mod clock;
+pub mod config;
+pub mod cpu_dump;
+pub mod cpu_env;
+mod devices;
+mod interp;
+pub mod load;
+mod machine;
+pub mod pc;
+mod snapshot;
+pub mod state_file;
+
+pub use devices::{check as device_check, help as device_help};
+pub use machine::{Machine, MachineError};
+
+/// Text of `-cpu help`.
+pub fn cpu_help() -> String {
+    hyaline_x86::CpuModel::help()
+}

@@ -1,0 +1,118 @@
+//! What a software processor sees of this machine.
+
+use crate::chassis::Core;
+use crate::clock::TimeBase;
+use hyaline_device::{Cx, Slot, Source};
+use hyaline_devices::intc::lapic::Lapic;
+use hyaline_space::AddressSpace;
+use hyaline_x86::env::{Env, Signals};
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Ticks of the time-stamp counter per second on the software CPU: one per nanosecond of virtual time.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
+/// Instructions that all processors of a deterministic machine have executed before the one in hand runs: what its own count adds to.
+#[derive(Debug, Default)]
+pub struct Count {
+    /// Virtual time at the start of the present slice.
+    pub time: AtomicU64,
+    /// The running processor's own count at that time.
+    pub base: AtomicU64,
+}
+
+/// One processor's surroundings.
+pub struct CpuEnv {
+    /// The machine.
+    pub core: Arc<Core>,
+    /// Guest-physical memory.
+    pub memory: AddressSpace,
+    /// Ports.
+    pub ports: AddressSpace,
+    /// This processor's number.
+    pub index: u8,
+    /// Its request word.
+    pub signals: Arc<Signals>,
+    /// Its local APIC.
+    pub lapic: Arc<Slot>,
+    /// The 8259 pair, which answers for the local APIC's ExtINT.
+    pub pic: Arc<Slot>,
+    /// Deterministic machines: where the count becomes time.
+    pub count: Arc<Count>,
+}
+
+impl CpuEnv {
+    fn with_lapic<R>(&self, f: impl FnOnce(&mut Lapic, &mut Cx<'_>) -> R) -> Option<R> {
+        self.lapic
+            .with(|d, cx| d.as_any().and_then(|a| a.downcast_mut::<Lapic>()).map(|l| f(l, cx)))
+            .flatten()
+    }
+
+    fn catch_up(&self, icount: u64) {
+        if let TimeBase::Instructions(ns) = self.core.clock.base() {
+            let since = icount.wrapping_sub(self.count.base.load(Ordering::Relaxed));
+            let time = self.count.time.load(Ordering::Relaxed).wrapping_add(since.wrapping_mul(ns));
+            self.core.clock.reach(time);
+        }
+    }
+}
+
+impl Env for CpuEnv {
+    fn memory(&self) -> &AddressSpace {
+        &self.memory
+    }
+    fn ports(&self) -> &AddressSpace {
+        &self.ports
+    }
+    fn signals(&self) -> &Arc<Signals> {
+        &self.signals
+    }
+    fn index(&self) -> u8 {
+        self.index
+    }
+    fn at(&mut self, icount: u64) {
+        self.catch_up(icount);
+    }
+    fn acknowledge(&mut self) -> Option<u8> {
+        if let Some(vector) = self.lapic.acknowledge() {
+            return Some(vector);
+        }
+        let external = self.with_lapic(|l, cx| l.acknowledge_external(cx)).unwrap_or(false);
+        if external { self.pic.acknowledge() } else { None }
+    }
+    fn tsc(&mut self, icount: u64) -> u64 {
+        self.catch_up(icount);
+        self.core.clock.now()
+    }
+    fn apic_read(&mut self, register: u32) -> Option<u64> {
+        self.with_lapic(|l, cx| l.x2_read(register, cx)).flatten()
+    }
+    fn apic_write(&mut self, register: u32, value: u64) -> bool {
+        self.with_lapic(|l, cx| l.x2_write(register, value, cx)).unwrap_or(false)
+    }
+    fn cr8(&mut self) -> u8 {
+        self.with_lapic(|l, _| l.cr8()).unwrap_or(0)
+    }
+    fn set_cr8(&mut self, value: u8) {
+        self.with_lapic(|l, cx| l.set_cr8(value, cx));
+    }
+    fn set_apic_base(&mut self, value: u64) {
+        self.with_lapic(|l, cx| l.set_apic_base(value, cx));
+    }
+    fn set_tsc_deadline(&mut self, value: u64, tsc_offset: u64) {
+        // The chip counts in ticks of the machine's clock; 0 is "disarmed" whatever the offset.
+        let ticks = if value == 0 { 0 } else { value.wrapping_sub(tsc_offset).max(1) };
+        self.with_lapic(|l, cx| l.set_tsc_deadline(ticks, cx));
+    }
+    fn random(&mut self) -> u64 {
+        self.core.random()
+    }
+    fn guest_error(&mut self, rip: u64, message: &dyn Display) {
+        self.core.log(
+            crate::chassis::LogKind::GuestError,
+            &format!("cpu{}", self.index),
+            &format!("{message} (rip {rip:#x})"),
+        );
+    }
+}

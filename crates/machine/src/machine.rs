@@ -1,0 +1,282 @@
+//! A whole machine: made from a configuration, run until something ends it.
+
+use crate::chassis::{Channel, Core, Event};
+use crate::clock::{Clock, TimeBase};
+use crate::config::{Accel, Config, RtcBase};
+use crate::cpu_env::TSC_HZ;
+use crate::interp::Interp;
+use crate::load::{self, Layout, Loaded};
+use crate::pc::{BoardError, Pc};
+use hyaline_device::Reset;
+use hyaline_x86::CpuModel;
+use hyaline_x86::cpuid::{Accelerator, HostCpu, Topology};
+use hyaline_x86::env::Signals;
+use hyaline_x86::state::CpuState;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Why a machine can't be made or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The board.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// What is to be booted.
+    #[error(transparent)]
+    Load(#[from] load::LoadError),
+    /// The CPU model.
+    #[error("-cpu: {0}")]
+    Cpu(String),
+    /// The accelerator.
+    #[error("{0}")]
+    Accel(String),
+    /// The saved state.
+    #[error(transparent)]
+    State(#[from] crate::state_file::StateFileError),
+    /// No firmware image.
+    #[error("{0}")]
+    Firmware(String),
+    /// A device's state can't be saved or taken.
+    #[error("device `{0}`: {1}")]
+    Device(String, hyaline_device::state::StateError),
+    /// Threads.
+    #[error("a thread can't be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Where distributions put SeaBIOS, and the package that Debian has it in.
+const SEABIOS: [&str; 5] = [
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/bios-256k.bin",
+    "/usr/share/seabios/bios.bin",
+    "/usr/share/qemu/bios.bin",
+    "/usr/share/edk2/seabios/bios-256k.bin",
+];
+
+/// A machine.
+pub struct Machine {
+    /// What it was made from.
+    pub config: Config,
+    /// Its chassis.
+    pub core: Arc<Core>,
+    /// Its board.
+    pub pc: Pc,
+    /// Remarks for the user: what was chosen, what the host lacks.
+    pub remarks: Vec<String>,
+    /// What was booted, in words.
+    pub booted: String,
+    firmware: Option<Vec<u8>>,
+    interp: Interp,
+    timers: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Puts a machine together and loads what it boots.
+    ///
+    /// # Errors
+    /// In words, with the option to look at.
+    pub fn new(config: Config) -> Result<Machine, MachineError> {
+        let mut remarks = Vec::new();
+        let firmware = firmware(&config, &mut remarks)?;
+        let wall = match config.rtc {
+            RtcBase::Utc => None,
+            RtcBase::Offset(seconds) => {
+                let now = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .map_or(0, |d| d.as_nanos() as i128);
+                Some((now + i128::from(seconds) * 1_000_000_000).max(0) as u64)
+            }
+            RtcBase::Fixed(seconds) => Some(seconds * 1_000_000_000),
+        };
+        // A deterministic machine starts at a fixed time unless told otherwise, counts ten nanoseconds an instruction, and draws
+        // its random numbers from a fixed sequence.
+        let (base, wall, seed) = if config.deterministic {
+            (TimeBase::Instructions(10), wall.or(Some(1_767_225_600_000_000_000)), Some(1))
+        } else {
+            (TimeBase::Host, wall, None)
+        };
+        let core = Core::new(Clock::new(base, wall), seed);
+        let pc = Pc::new(&config, core.clone(), firmware.as_deref(), false)?;
+        let spec = config.cpu.clone().unwrap_or_else(|| "max".into());
+        let model = CpuModel::parse(&spec, &HostCpu::detect(), Accelerator::Software)
+            .map_err(|e| MachineError::Cpu(e.to_string()))?;
+        remarks.extend(model.warnings().iter().map(|w| format!("-cpu {spec}: {w}")));
+        let model = Arc::new(model.with_tsc_hz(TSC_HZ).with_topology(Topology {
+            sockets: 1,
+            cores: u32::from(config.cpus),
+            threads: 1,
+        }));
+        let interp = Interp::new(&pc, |_| model.clone());
+        let mut machine =
+            Machine { config, core, pc, remarks, booted: String::new(), firmware, interp, timers: None };
+        match machine.config.restore.clone() {
+            Some(path) => machine.restore(&path)?,
+            None => machine.reset(Reset::Power)?,
+        }
+        Ok(machine)
+    }
+
+    /// Resets everything and loads anew what is booted without firmware.
+    ///
+    /// # Errors
+    /// An image that can't be read any more.
+    pub fn reset(&mut self, kind: Reset) -> Result<(), MachineError> {
+        for port in &self.pc.cpus {
+            port.signals.clear(u32::MAX);
+        }
+        for placed in &self.pc.devices {
+            placed.slot.reset(kind);
+        }
+        for n in 0..self.interp.len() {
+            self.interp.set_state(n, CpuState::at_reset(n == 0));
+        }
+        if self.firmware.is_some() {
+            self.booted = format!(
+                "firmware{}",
+                self.config.bios.as_ref().map_or(String::new(), |b| format!(" {}", b.display()))
+            );
+        } else {
+            let Loaded { state, what } = self.load_images()?;
+            self.interp.set_state(0, *state);
+            self.booted = what;
+        }
+        Ok(())
+    }
+
+    fn load_images(&mut self) -> Result<Loaded, MachineError> {
+        self.pc.firmware_work()?;
+        let e820 = self.pc.e820_direct();
+        let layout =
+            Layout { memory: &self.pc.memory, low_ram: self.pc.tables_at(), e820: &e820, rsdp: Pc::RSDP };
+        Ok(load::load(&self.config.images, &layout)?)
+    }
+
+    /// Connects a serial port to the host.
+    pub fn connect_serial(&self, number: usize, host: Arc<dyn Channel>) {
+        if let Some(Some(slot)) = self.pc.serials.get(number) {
+            self.core.connect(slot, 0, host);
+        }
+    }
+
+    /// Connects the debug console to the host.
+    pub fn connect_debugcon(&self, host: Arc<dyn Channel>) {
+        if let Some(slot) = &self.pc.debugcon {
+            self.core.connect(slot, 0, host);
+        }
+    }
+
+    /// Who executes the guest.
+    pub fn accel(&self) -> Accel {
+        Accel::Interp
+    }
+
+    /// Instructions executed so far, where they are counted.
+    pub fn instructions(&self) -> Option<u64> {
+        Some(self.interp.instructions())
+    }
+
+    /// A processor's state.
+    pub fn cpu_state(&mut self, index: usize) -> CpuState {
+        self.interp.state(index).clone()
+    }
+
+    /// Runs until something happens that the caller decides on. Time passes only in here.
+    ///
+    /// # Errors
+    /// Threads can't be started.
+    pub fn run(&mut self) -> Result<Event, MachineError> {
+        self.core.clock.start();
+        if self.core.clock.base() == TimeBase::Host && self.timers.is_none() {
+            let core = self.core.clone();
+            let body = move || core.timers.serve(&core.clock);
+            let thread = std::thread::Builder::new()
+                .name("timers".into())
+                .spawn(body)
+                .map_err(MachineError::Thread)?;
+            self.timers = Some(thread);
+        }
+        let event = self.interp.run(&self.pc.cpus);
+        self.core.clock.stop();
+        Ok(event)
+    }
+
+    /// Brings what the accelerator holds into the machine's own devices, before saving.
+    pub(crate) fn fetch_accelerator_state(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Gives processors their restored states.
+    pub(crate) fn load_accelerator_state(
+        &mut self,
+        cpus: Vec<(usize, CpuState)>,
+    ) -> Result<(), MachineError> {
+        for (n, state) in cpus {
+            self.interp.set_state(n, state);
+        }
+        Ok(())
+    }
+
+    /// What is to be said when a processor shuts down: why, where, and what led there.
+    pub fn triple_fault_report(&mut self, cpu: u8) -> String {
+        let state = self.cpu_state(usize::from(cpu));
+        format!(
+            "hyaline: the guest's processor {cpu} shut down after a triple fault: an exception could not be delivered, nor the double fault that \
+             followed\n{}",
+            crate::cpu_dump::text(cpu, &state)
+        )
+    }
+
+    /// Gets [`Machine::run`] to come back with [`Event::Stop`].
+    pub fn stop(&self) {
+        self.core.event(Event::Stop);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.core.timers.close();
+        if let Some(thread) = self.timers.take() {
+            let _ = thread.join();
+        }
+        for port in &self.pc.cpus {
+            port.signals.raise(Signals::KICK);
+            port.set_waker(None);
+        }
+    }
+}
+
+/// The firmware image, if the machine starts with one: the one named, or SeaBIOS when there is no kernel.
+fn firmware(config: &Config, remarks: &mut Vec<String>) -> Result<Option<Vec<u8>>, MachineError> {
+    match (&config.bios, &config.images.kernel) {
+        (Some(bios), kernel) => {
+            if kernel.is_some() {
+                remarks.push(format!(
+                    "-bios {} with -kernel: the kernel is started directly, without firmware; leave -kernel out to start the firmware",
+                    bios.display()
+                ));
+                return Ok(None);
+            }
+            let path = find(bios);
+            Ok(Some(load::read_file("-bios", &path)?))
+        }
+        (None, Some(_)) => Ok(None),
+        (None, None) => match SEABIOS.iter().map(Path::new).find(|p| p.exists()) {
+            Some(path) => Ok(Some(load::read_file("-bios", path)?)),
+            None => Err(MachineError::Firmware(
+                "there is nothing to boot: name a kernel with -kernel FILE, or firmware with -bios FILE. SeaBIOS, which is used without either, is \
+                 not installed (on Debian: apt-get install seabios)"
+                    .into(),
+            )),
+        },
+    }
+}
+
+/// A firmware name without a folder is looked for where distributions put it, as QEMU does.
+fn find(bios: &Path) -> PathBuf {
+    if bios.exists() || bios.components().count() > 1 {
+        return bios.to_path_buf();
+    }
+    let folders = SEABIOS.iter().filter_map(|p| Path::new(p).parent());
+    folders.map(|f| f.join(bios)).find(|p| p.exists()).unwrap_or_else(|| bios.to_path_buf())
+}

@@ -1,0 +1,250 @@
+//! Saves a machine's whole state into a file, and takes it back in another process, under whichever accelerator.
+
+use crate::machine::{Machine, MachineError};
+use crate::state_file::{Reader, StateFileError, Writer};
+use ciborium::Value;
+use hyaline_ram::RamBlock;
+use hyaline_x86::state::{CpuState, cr0, efer, flag};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What the machine is, so that a state is not put into another one.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    program: String,
+    board: String,
+    memory: u64,
+    cpus: u8,
+    accel: String,
+    /// Virtual time and wall-clock time at its zero, nanoseconds.
+    now: u64,
+    wall_at_zero: u64,
+    /// Names of devices with their chips, in order.
+    devices: Vec<(String, String)>,
+    /// Length of the firmware image, 0 without.
+    firmware: u64,
+    /// What was booted, in words.
+    booted: String,
+}
+
+/// Most bytes of RAM in one section.
+const PIECE: usize = 1 << 20;
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut data = Vec::new();
+    // Writing into memory can't fail, and the types have no parts that CBOR lacks.
+    let _ = ciborium::into_writer(value, &mut data);
+    data
+}
+
+fn decode<T: DeserializeOwned>(r: &Reader, name: &str, data: &[u8]) -> Result<T, StateFileError> {
+    ciborium::from_reader(data)
+        .map_err(|e| r.wrong(format!("section `{name}` does not fit this program: {e}")))
+}
+
+impl Machine {
+    fn head(&self) -> Head {
+        Head {
+            program: format!("hyaline {}", env!("CARGO_PKG_VERSION")),
+            board: "pc".into(),
+            memory: self.pc.ram.len(),
+            cpus: self.config.cpus,
+            accel: self.accel().as_str().into(),
+            now: self.core.clock.now(),
+            wall_at_zero: self.core.clock.wall_at_zero(),
+            devices: self
+                .pc
+                .devices
+                .iter()
+                .map(|d| (d.slot.name().into(), d.slot.chip().name.into()))
+                .collect(),
+            firmware: self.pc.rom.as_ref().map_or(0, |r| r.len()),
+            booted: self.booted.clone(),
+        }
+    }
+
+    /// Saves the state of a machine that is not running.
+    ///
+    /// # Errors
+    /// The file can't be written, or a device can't be saved.
+    pub fn save(&mut self, path: &Path) -> Result<(), MachineError> {
+        self.fetch_accelerator_state()?;
+        let mut w = Writer::create(path)?;
+        w.section("machine", &encode(&self.head()))?;
+        for n in 0..usize::from(self.config.cpus) {
+            w.section(&format!("cpu{n}"), &encode(&self.cpu_state(n)))?;
+        }
+        let waiting: Vec<u32> = self.pc.cpus.iter().map(|c| c.signals.pending()).collect();
+        w.section("signals", &encode(&waiting))?;
+        for d in &self.pc.devices {
+            let state = d.slot.save().map_err(|e| MachineError::Device(d.slot.name().into(), e))?;
+            w.section(&format!("device:{}", d.slot.name()), &encode(&state))?;
+        }
+        let lines: BTreeMap<String, u64> =
+            self.core.lines().iter().map(|l| (l.name().to_string(), l.levels())).collect();
+        w.section("lines", &encode(&lines))?;
+        for (name, block) in self.blocks() {
+            save_ram(&mut w, &name, &block)?;
+        }
+        Ok(w.finish()?)
+    }
+
+    fn blocks(&self) -> Vec<(String, std::sync::Arc<RamBlock>)> {
+        let mut all = vec![("ram".to_string(), self.pc.ram.clone())];
+        all.extend(self.pc.rom.clone().map(|r| ("rom".to_string(), r)));
+        all
+    }
+
+    /// Takes a saved state. The machine must have been made with the same memory, processors and devices.
+    ///
+    /// # Errors
+    /// A damaged or foreign file, another machine, values that a device or processor can't hold: in words. The machine is of no use then.
+    pub fn restore(&mut self, path: &Path) -> Result<(), MachineError> {
+        let mut r = Reader::open(path)?;
+        let Some((name, data)) = r.next_section()? else {
+            return Err(r.wrong("the file holds nothing").into());
+        };
+        if name != "machine" {
+            return Err(r.wrong(format!("the first section is `{name}`, not `machine`")).into());
+        }
+        let saved: Head = decode(&r, &name, &data)?;
+        self.check_head(&r, &saved)?;
+        for (_, block) in self.blocks() {
+            let _ = block.fill(0, block.len(), 0);
+        }
+        let mut missing: Vec<String> = (0..self.config.cpus).map(|n| format!("cpu{n}")).collect();
+        missing.extend(["signals".to_string(), "lines".to_string()]);
+        missing.extend(self.pc.devices.iter().map(|d| format!("device:{}", d.slot.name())));
+        self.core.timers.clear();
+        self.core.clock.restore(saved.now, saved.wall_at_zero);
+        let mut cpus: Vec<(usize, CpuState)> = Vec::new();
+        let mut signals: Vec<u32> = Vec::new();
+        while let Some((name, data)) = r.next_section()? {
+            if let Some(rest) = name.strip_prefix("ram:").or_else(|| name.strip_prefix("rom:")) {
+                let block = if name.starts_with("ram") { Some(&self.pc.ram) } else { self.pc.rom.as_ref() };
+                let at = u64::from_str_radix(rest, 16).ok();
+                let fits = at.zip(block).is_some_and(|(at, b)| b.write(at, &data).is_ok());
+                if !fits {
+                    return Err(r
+                        .wrong(format!("section `{name}` lies outside the machine's memory"))
+                        .into());
+                }
+                continue;
+            }
+            let Some(i) = missing.iter().position(|m| *m == name) else {
+                return Err(r.wrong(format!("section `{name}` is unknown or there twice")).into());
+            };
+            missing.swap_remove(i);
+            if name == "signals" {
+                signals = decode(&r, &name, &data)?;
+            } else if name == "lines" {
+                let levels: BTreeMap<String, u64> = decode(&r, &name, &data)?;
+                for line in self.core.lines() {
+                    line.restore(levels.get(line.name()).copied().unwrap_or(0));
+                }
+            } else if let Some(device) = name.strip_prefix("device:") {
+                let state: Value = decode(&r, &name, &data)?;
+                let slot = self.pc.devices.iter().find(|d| d.slot.name() == device).map(|d| d.slot.clone());
+                if let Some(slot) = slot {
+                    slot.load(&state).map_err(|e| MachineError::Device(slot.name().into(), e))?;
+                }
+            } else if let Some(n) = name.strip_prefix("cpu").and_then(|n| n.parse().ok()) {
+                let state: CpuState = decode(&r, &name, &data)?;
+                check_cpu(&state).map_err(|e| r.wrong(format!("processor {n}: {e}")))?;
+                cpus.push((n, state));
+            }
+        }
+        if let Some(name) = missing.first() {
+            return Err(r.wrong(format!("section `{name}` is missing")).into());
+        }
+        for (port, bits) in self.pc.cpus.iter().zip(&signals) {
+            port.signals.clear(u32::MAX);
+            port.signals.raise(bits & !hyaline_x86::env::Signals::KICK);
+        }
+        self.booted = saved.booted;
+        self.load_accelerator_state(cpus)
+    }
+
+    fn check_head(&self, r: &Reader, saved: &Head) -> Result<(), StateFileError> {
+        let here = self.head();
+        if saved.board != here.board {
+            return Err(
+                r.wrong(format!("saved from a board `{}`; this one is `{}`", saved.board, here.board))
+            );
+        }
+        if saved.memory != here.memory {
+            return Err(r.wrong(format!(
+                "saved from a machine with {} MiB; start this one with -m {}",
+                saved.memory >> 20,
+                saved.memory >> 20
+            )));
+        }
+        if saved.cpus != here.cpus {
+            return Err(r.wrong(format!(
+                "saved from a machine with {} processors; start this one with -smp {}",
+                saved.cpus, saved.cpus
+            )));
+        }
+        if saved.firmware != here.firmware {
+            return Err(r.wrong("saved from a machine that was started another way (with or without firmware); use the same -kernel or -bios options"));
+        }
+        if saved.devices != here.devices {
+            let other = |a: &[(String, String)], b: &[(String, String)]| {
+                a.iter().find(|d| !b.contains(d)).map(|d| d.0.clone())
+            };
+            let text = match (other(&saved.devices, &here.devices), other(&here.devices, &saved.devices)) {
+                (Some(d), _) => format!("the saved machine has a device `{d}` that this one lacks"),
+                (None, Some(d)) => format!("this machine has a device `{d}` that the saved one lacks"),
+                (None, None) => "the devices are in another order".into(),
+            };
+            return Err(r.wrong(format!("{text}; start with the same options as then")));
+        }
+        Ok(())
+    }
+}
+
+fn save_ram(w: &mut Writer, name: &str, block: &RamBlock) -> Result<(), StateFileError> {
+    let pages = block.len() / 4096;
+    let mut piece = Vec::new();
+    let mut start = 0;
+    for page in 0..=pages {
+        let at = page * 4096;
+        let used = page < pages && !block.is_zero_page(page);
+        if !piece.is_empty() && (!used || piece.len() == PIECE) {
+            w.section(&format!("{name}:{start:x}"), &piece)?;
+            piece.clear();
+        }
+        if used {
+            if piece.is_empty() {
+                start = at;
+            }
+            let len = piece.len();
+            piece.resize(len + 4096, 0);
+            let _ = block.read(at, &mut piece[len..]);
+        }
+    }
+    Ok(())
+}
+
+/// What no processor can hold: a state with it would confuse whoever runs it.
+fn check_cpu(s: &CpuState) -> Result<(), String> {
+    let bad = |text: &str| Err(format!("impossible state: {text}"));
+    if s.cr0 >> 32 != 0
+        || s.cr0 & cr0::PG != 0 && s.cr0 & cr0::PE == 0
+        || s.cr0 & cr0::NW != 0 && s.cr0 & cr0::CD == 0
+    {
+        return bad("CR0");
+    }
+    if (s.efer & efer::LMA != 0) != (s.efer & efer::LME != 0 && s.cr0 & cr0::PG != 0) {
+        return bad("EFER.LMA does not go with EFER.LME and CR0.PG");
+    }
+    if s.rflags & flag::ONE == 0 || s.rflags >> 22 != 0 || s.rflags & (1 << 3 | 1 << 5 | 1 << 15) != 0 {
+        return bad("RFLAGS");
+    }
+    if s.xcr0 & 1 == 0 || s.mxcsr >> 16 != 0 {
+        return bad("XCR0 or MXCSR");
+    }
+    Ok(())
+}
