@@ -1,0 +1,223 @@
+//! Runs one machine until it ends, with its terminal, its log and its signals.
+
+use crate::complain;
+use crate::options::Run;
+use hyaline_host::chardev::{Chardev, Command, Input, Spec};
+use hyaline_host::{signals, terminal};
+use hyaline_machine::Machine;
+use hyaline_machine::chassis::{Channel, Core, Event, Log, LogKind};
+use hyaline_machine::config::LogItems;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Exit code of a program whose reader went away: 128 and SIGPIPE.
+const BROKEN_PIPE: i32 = 128 + 13;
+
+/// A character back end as a device's channel.
+struct Host(Chardev);
+
+impl Channel for Host {
+    fn send(&self, data: &[u8]) {
+        self.0.send(data);
+    }
+    fn ready(&self) {
+        self.0.ready();
+    }
+}
+
+/// Input of a back end on its way to a device.
+struct ToDevice {
+    core: Arc<Core>,
+    slot: Arc<hyaline_device::Slot>,
+}
+
+impl Input for ToDevice {
+    fn offer(&self, data: &[u8]) -> usize {
+        self.slot.receive(0, data)
+    }
+    fn command(&self, command: Command) {
+        match command {
+            Command::Exit => self.core.event(Event::Exit(0)),
+            Command::Break => {
+                self.slot.receive(1, &[1]);
+            }
+            Command::Monitor => eprintln!("hyaline: there is no monitor yet; Ctrl-A h lists what there is\r"),
+            Command::Help => {}
+        }
+    }
+    fn gone(&self, _why: &str) {
+        self.core.event(Event::Exit(BROKEN_PIPE));
+    }
+}
+
+/// Log lines to standard error or a file.
+struct LogTo {
+    items: LogItems,
+    file: Mutex<Option<File>>,
+}
+
+impl Log for LogTo {
+    fn line(&self, kind: LogKind, who: &str, text: &str) {
+        let wanted = match kind {
+            LogKind::GuestError => self.items.guest_errors,
+            LogKind::Unimplemented => self.items.unimp,
+            LogKind::Note => self.items.note,
+        };
+        if wanted {
+            self.write(&format!("{who}: {text}"));
+        }
+    }
+}
+
+impl LogTo {
+    fn write(&self, line: &str) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *file {
+            Some(f) => {
+                if let Err(e) = writeln!(f, "{line}") {
+                    // A full disk must not stop the guest; say it once.
+                    eprintln!("hyaline: the log can't be written any more: {e}");
+                    *file = None;
+                }
+            }
+            None => eprintln!("{line}\r"),
+        }
+    }
+}
+
+/// Runs until the end; gives the exit code.
+pub fn run(ask: Run) -> i32 {
+    let code = go(ask);
+    terminal::restore();
+    code
+}
+
+fn go(ask: Run) -> i32 {
+    for device in &ask.config.devices {
+        if let Err(e) = hyaline_machine::device_check(device) {
+            return complain(&e);
+        }
+    }
+    if let Some(path) = &ask.pidfile
+        && let Err(e) = std::fs::write(path, format!("{}\n", std::process::id()))
+    {
+        return complain(&format!("-pidfile {}: {e}", path.display()));
+    }
+    let file = match ask.log_file.as_deref().map(|p| (p, File::create(p))) {
+        Some((p, Err(e))) => return complain(&format!("-D {}: {e}", p.display())),
+        Some((_, Ok(f))) => Some(f),
+        None => None,
+    };
+    let log = Arc::new(LogTo { items: ask.config.log, file: Mutex::new(file) });
+    for remark in &ask.remarks {
+        complain(remark);
+    }
+    let mut machine = match Machine::new(ask.config) {
+        Ok(m) => m,
+        Err(e) => return complain(&e),
+    };
+    for remark in &machine.remarks {
+        complain(remark);
+    }
+    machine.core.set_log(Some(log.clone()));
+    if let Err(code) = connect(&machine) {
+        return code;
+    }
+    let core = machine.core.clone();
+    let watched = signals::on_signal(move |s| core.event(Event::Exit(s.exit_code())));
+    if let Err(e) = watched {
+        return complain(&format!("no thread for signals could be started: {e}"));
+    }
+    if machine.config.paused {
+        complain(
+            &"-S: the machine is stopped and there is no monitor to start it yet; Ctrl-C ends the program",
+        );
+        return wait_for_end(&machine);
+    }
+    let code = until_the_end(&mut machine);
+    if let Some(path) = machine.config.save_at_exit.clone()
+        && let Err(e) = save(&mut machine, &path)
+    {
+        return complain(&e);
+    }
+    code
+}
+
+fn save(machine: &mut Machine, path: &Path) -> Result<(), hyaline_machine::MachineError> {
+    machine.save(path)
+}
+
+/// Waits for the event that ends a stopped machine.
+fn wait_for_end(machine: &Machine) -> i32 {
+    loop {
+        match machine.core.take_event() {
+            Some(Event::Exit(code)) => return code,
+            _ => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Runs, resets and reports until something ends it.
+fn until_the_end(machine: &mut Machine) -> i32 {
+    loop {
+        let event = match machine.run() {
+            Ok(event) => event,
+            Err(e) => return complain(&e),
+        };
+        match event {
+            Event::Exit(code) => return code,
+            Event::PowerOff if machine.config.no_shutdown => {
+                complain(&"the guest powered off; -no-shutdown keeps the program: Ctrl-C ends it");
+                return wait_for_end(machine);
+            }
+            Event::PowerOff => return 0,
+            Event::GuestPanicked => {
+                complain(&"the guest's kernel reported a panic (pvpanic)");
+                return 0;
+            }
+            Event::DeviceCrashed(what) => {
+                complain(&format!(
+                    "{what}\r\nhyaline: the device is fenced off from now on (it reads as absent); the guest goes on\r"
+                ));
+                continue;
+            }
+            Event::Failed(why) => return complain(&why),
+            Event::Stop => continue,
+            Event::TripleFault(cpu) => {
+                terminal::restore();
+                let report = machine.triple_fault_report(cpu);
+                eprintln!("{report}");
+                if machine.config.no_reboot {
+                    return 0;
+                }
+            }
+            Event::Reset(_) if machine.config.no_reboot => return 0,
+            Event::Reset(_) => {}
+        }
+        if let Err(e) = machine.reset(hyaline_device::Reset::System) {
+            return complain(&e);
+        }
+    }
+}
+
+/// Opens the character back ends and connects them to their devices.
+fn connect(machine: &Machine) -> Result<(), i32> {
+    let open = |spec: &Spec, slot: &Arc<hyaline_device::Slot>| -> Result<(), i32> {
+        let host = Arc::new(Host(Chardev::open(spec).map_err(|e| complain(&e))?));
+        machine.core.connect(slot, 0, host.clone());
+        let input = Arc::new(ToDevice { core: machine.core.clone(), slot: slot.clone() });
+        let mux = matches!(spec, Spec::Stdio { mux: true });
+        host.0.start(mux, input).map_err(|e| complain(&format!("no thread for input could be started: {e}")))
+    };
+    for (spec, slot) in machine.config.serials.iter().zip(&machine.pc.serials) {
+        if let (Some(spec), Some(slot)) = (spec, slot) {
+            open(spec, slot)?;
+        }
+    }
+    if let (Some(spec), Some(slot)) = (&machine.config.debugcon, &machine.pc.debugcon) {
+        open(spec, slot)?;
+    }
+    Ok(())
+}
