@@ -615,6 +615,7 @@ impl Cpu {
             }
         }
         self.look_around();
+        self.debug.after_mov_ss = self.state.shadow == Shadow::MovSs;
         if self.attention & (attention::STEP | attention::SHADOW) != 0 {
             // The shadow ends with the next instruction, unless that casts another one.
             self.state.shadow = Shadow::None;

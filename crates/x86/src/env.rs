@@ -84,6 +84,8 @@ pub trait Env: Send {
     fn set_apic_base(&mut self, value: u64);
     /// IA32_TSC_DEADLINE was written: 0 disarms, else the TSC value (this processor's) to fire at.
     fn set_tsc_deadline(&mut self, value: u64, tsc_offset: u64);
+    /// The processor enters (true) or leaves system-management mode: [`Env::memory`] is from now on what it sees there.
+    fn set_smm(&mut self, _on: bool) {}
     /// A fresh random number for RDRAND and RDSEED.
     fn random(&mut self) -> u64;
     /// Something the manual calls undefined or the model doesn't do: reported once per kind by the machine.

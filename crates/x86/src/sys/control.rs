@@ -3,7 +3,7 @@
 //! Sources: SDM vol. 3A §2.5 (control registers), §4 (paging), vol. 2 (the instructions' pages); APM vol. 2 §3.1.
 
 use super::cpuid::Feature;
-use super::{canonical, long_mode, privileged, read_gpr, set_edx_eax, umip, write_gpr};
+use super::{canonical, canonical_base, long_mode, privileged, read_gpr, set_edx_eax, umip, write_gpr};
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
@@ -427,7 +427,7 @@ pub(crate) fn swapgs(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     privileged(cpu)?;
     let gs = &mut cpu.state.seg[Seg::Gs as usize];
     std::mem::swap(&mut gs.base, &mut cpu.state.msr.kernel_gs_base);
-    cpu.mode_changed();
+    cpu.seg_changed(Seg::Gs);
     Ok(())
 }
 
@@ -446,11 +446,11 @@ fn write_base(cpu: &mut Cpu, insn: &Insn, seg: Seg) -> Exec {
     base_allowed(cpu)?;
     let value = read_gpr(cpu, insn.r0);
     let value = if insn.osize == 8 { value } else { value & 0xffff_ffff };
-    if !canonical(cpu, value) {
+    if !canonical_base(cpu, value) {
         return Err(Fault::gp(0));
     }
     cpu.state.seg[seg as usize].base = value;
-    cpu.mode_changed();
+    cpu.seg_changed(seg);
     Ok(())
 }
 

@@ -352,7 +352,8 @@ impl CpuModel {
             model: if as_host { host.model } else { 106 },
             stepping: if as_host { host.stepping } else { 6 },
             brand: if as_host { host.brand.clone() } else { String::from("Hyaline virtual processor") },
-            level: 0x16,
+            // Leaves 0x15 and 0x16 are Intel's.
+            level: if as_host && host.vendor != Vendor::Intel { 0xd } else { 0x16 },
             xlevel: 0x8000_0008,
             words: [0; WORDS],
             physical_bits: if accelerator == Accelerator::Kvm { host.physical_bits } else { 40 },

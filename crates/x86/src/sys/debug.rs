@@ -34,6 +34,8 @@ pub(crate) struct DebugState {
     hits: u64,
     /// The instruction turned single step off in a way that takes no trap (INT n, SYSCALL).
     no_step: bool,
+    /// The instruction before this one was MOV SS or POP SS: no instruction breakpoint here.
+    pub(crate) after_mov_ss: bool,
 }
 
 /// The breakpoint conditions of DR7's R/W fields.
@@ -87,7 +89,7 @@ pub(crate) fn before_instruction(cpu: &mut Cpu, linear: u64) -> Exec {
         cpu.state.rflags &= !flag::RF;
         return Ok(());
     }
-    if cpu.state.dr[7] & 0xff == 0 || cpu.state.shadow == Shadow::MovSs {
+    if cpu.state.dr[7] & 0xff == 0 || cpu.debug.after_mov_ss {
         return Ok(());
     }
     let mut hits = 0;

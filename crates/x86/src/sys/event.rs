@@ -650,7 +650,7 @@ fn iret_real(cpu: &mut Cpu, size: u8) -> Exec {
 fn iret_v86(cpu: &mut Cpu, size: u8) -> Exec {
     let iopl3 = cpu.state.rflags & flag::IOPL == flag::IOPL;
     let vme = cpu.state.cr4 & cr4::VME != 0;
-    if !iopl3 && !(vme && size == 2) {
+    if !(iopl3 || vme && size == 2) {
         return Err(Fault::gp(0));
     }
     let mut pops = Pops::new(cpu, size);

@@ -369,6 +369,8 @@ pub(crate) fn requirement(f: CpuidFeature) -> Requirement {
         | C::RDPMC
         | C::MULTIBYTENOP
         | C::PAUSE
+        // Without the feature the prefix is ignored: WBINVD.
+        | C::WBNOINVD
         | C::SMM => Always,
         C::X64 => Bit(Feature::Lm),
         C::FPU => Bit(Feature::Fpu),
@@ -432,7 +434,6 @@ pub(crate) fn requirement(f: CpuidFeature) -> Requirement {
         C::TSC => Bit(Feature::Tsc),
         C::VAES => Bit(Feature::Vaes),
         C::VPCLMULQDQ => Bit(Feature::Vpclmulqdq),
-        C::WBNOINVD => Bit(Feature::Wbnoinvd),
         C::XSAVE => Bit(Feature::Xsave),
         C::XSAVEC => Bit(Feature::Xsavec),
         C::XSAVEOPT => Bit(Feature::Xsaveopt),

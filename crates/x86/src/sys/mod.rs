@@ -201,6 +201,13 @@ fn canonical(cpu: &Cpu, address: u64) -> bool {
     ((address << shift) as i64 >> shift) as u64 == address
 }
 
+/// Whether a linear address may be loaded into a base register or an MSR: canonical at the greatest width that the
+/// processor has, whatever the paging mode (SDM vol. 1 §3.3.7.1; 5-level paging white paper §2.2).
+fn canonical_base(cpu: &Cpu, address: u64) -> bool {
+    let shift = if cpu.model.offers(cpuid::Feature::La57) { 7 } else { 16 };
+    ((address << shift) as i64 >> shift) as u64 == address
+}
+
 /// I/O privilege level.
 fn iopl(cpu: &Cpu) -> u8 {
     (cpu.state.rflags >> 12 & 3) as u8

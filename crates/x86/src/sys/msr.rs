@@ -4,7 +4,7 @@
 //! vol. 3B chapter 15 (machine check), §17.17 (TSC); APM vol. 2 appendix A.
 
 use super::cpuid::Feature;
-use super::{canonical, edx_eax, privileged, set_edx_eax, write_gpr};
+use super::{canonical_base, edx_eax, privileged, set_edx_eax, write_gpr};
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
@@ -61,6 +61,11 @@ fn amd_plain(number: u32) -> bool {
     )
 }
 
+/// TSC frequency in units of 100 MHz, as the ratio fields have it.
+fn ratio(cpu: &Cpu) -> u64 {
+    (cpu.model.tsc_hz() / 100_000_000) & 0xff
+}
+
 fn refuse<T>() -> Exec<T> {
     Err(Fault::gp(0))
 }
@@ -105,7 +110,7 @@ pub(crate) fn read(cpu: &mut Cpu, number: u32) -> Exec<u64> {
         0x48 if spec_ctrl_bits(cpu) != 0 => m.spec_ctrl,
         0x8b => m.bios_sign_id,
         // Maximum non-turbo ratio in units of 100 MHz, at bits 8-15.
-        0xce if intel => (cpu.model.tsc_hz() / 100_000_000 & 0xff) << 8,
+        0xce if intel => ratio(cpu) << 8,
         0xfe if has(cpu, Feature::Mtrr) => 8 | 1 << 8 | 1 << 10,
         0x10a if has(cpu, Feature::ArchCapabilities) => ARCH_CAPABILITIES,
         // MISC_FEATURES_ENABLES: CPUID faulting is not there.
@@ -117,7 +122,7 @@ pub(crate) fn read(cpu: &mut Cpu, number: u32) -> Exec<u64> {
         0x17a if has(cpu, Feature::Mca) => m.mcg_status,
         0x17b if has(cpu, Feature::Mca) => m.mcg_ctl,
         // Performance status, clock modulation, thermal interrupt and status: nominal, cool.
-        0x198 if intel => (cpu.model.tsc_hz() / 100_000_000 & 0xff) << 8,
+        0x198 if intel => ratio(cpu) << 8,
         0x19a..=0x19c if intel => 0,
         0x1a0 if intel => m.misc_enable,
         0x1a2 if intel => 100 << 16,
@@ -274,7 +279,7 @@ pub(crate) fn write(cpu: &mut Cpu, number: u32, value: u64) -> Exec {
         0x200..=0x20f if has(cpu, Feature::Mtrr) => {
             let i = (number - 0x200) as usize;
             let bad =
-                if i % 2 == 0 { value & 0xf00 != 0 || !mtrr_type(value & 0xff) } else { value & 0x7ff != 0 };
+                if i & 1 == 0 { value & 0xf00 != 0 || !mtrr_type(value & 0xff) } else { value & 0x7ff != 0 };
             if bad || value & reserved != 0 {
                 return refuse();
             }
@@ -390,7 +395,7 @@ fn move_tsc(cpu: &mut Cpu, delta: u64) {
 }
 
 fn canonical_only(cpu: &Cpu, value: u64) -> Exec<u64> {
-    if canonical(cpu, value) { Ok(value) } else { refuse() }
+    if canonical_base(cpu, value) { Ok(value) } else { refuse() }
 }
 
 /// IA32_APIC_BASE: reserved bits, and the transitions of SDM vol. 3A §10.12.5.

@@ -1,9 +1,23 @@
-//! INIT and start-up IPI.
+//! RESET, INIT and start-up IPI.
 //!
 //! Source: SDM vol. 3A §8.4 (multiprocessor initialization) and table 9-1 (states after RESET and INIT).
 
 use crate::cpu::Cpu;
 use crate::state::{Activity, CpuState, Seg, Segment, cr0};
+
+impl Cpu {
+    /// RESET: the state of SDM vol. 3A table 9-1, with the processor's signature in EDX. The instruction count goes on.
+    pub fn reset(&mut self, bootstrap: bool) {
+        let icount = self.state.icount;
+        self.state = CpuState { icount, ..CpuState::at_reset(bootstrap) };
+        self.state.gpr[crate::state::gpr::RDX] = u64::from(self.model.signature());
+        super::debug::reset(self);
+        self.env.set_smm(false);
+        self.invalidate_map();
+        self.flush_tlb(true);
+        self.mode_changed();
+    }
+}
 
 /// INIT was received. The bootstrap processor starts at the reset vector, the others wait for a start-up IPI. FPU and
 /// vector state, MSRs other than EFER, the TSC and the cache bits of CR0 are kept.

@@ -2,7 +2,7 @@
 //!
 //! Sources: SDM vol. 3A chapters 3 (formats) and 5 (protection checks); APM vol. 2 chapter 4.
 
-use super::{canonical, long_mode};
+use super::{canonical_base, long_mode};
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
 use crate::state::{Seg, Segment};
@@ -235,7 +235,11 @@ pub(crate) fn load(cpu: &mut Cpu, seg: Seg, selector: u16) -> Exec {
         check_data(cpu, selector)?
     };
     cpu.state.seg[seg as usize] = new;
-    cpu.mode_changed();
+    if seg == Seg::Ss {
+        cpu.mode_changed();
+    } else {
+        cpu.seg_changed(seg);
+    }
     Ok(())
 }
 
@@ -265,7 +269,7 @@ pub(crate) fn load_ldtr(cpu: &mut Cpu, selector: u16, bad: fn(u32) -> Fault) -> 
         if !d.present() {
             return Err(not_present(bad, fault));
         }
-        if !canonical(cpu, new.base) || upper >> 32 & 0x1f00 != 0 {
+        if !canonical_base(cpu, new.base) || upper >> 32 & 0x1f00 != 0 {
             return Err(bad(fault));
         }
     } else if !d.present() {
@@ -305,7 +309,7 @@ pub(crate) fn load_tr(cpu: &mut Cpu, selector: u16) -> Exec {
     if long {
         let Some(upper) = read_upper(cpu, selector)? else { return Err(Fault::gp(fault)) };
         new.base |= upper << 32;
-        if !canonical(cpu, new.base) || upper >> 32 & 0x1f00 != 0 {
+        if !canonical_base(cpu, new.base) || upper >> 32 & 0x1f00 != 0 {
             return Err(Fault::gp(fault));
         }
     }

@@ -106,6 +106,8 @@ fn physical(cpu: &mut Cpu, area: &mut Area, write: bool) {
 
 /// Enters system-management mode before the instruction at `state.rip`.
 pub(crate) fn enter(cpu: &mut Cpu) -> Result<(), Exit> {
+    cpu.env.set_smm(true);
+    cpu.invalidate_map();
     let mut area = Area([0; 0x200]);
     let halted = cpu.state.activity == Activity::Halted;
     let s = &cpu.state;
@@ -199,6 +201,8 @@ pub(crate) fn rsm(cpu: &mut Cpu, _insn: &Insn) -> Exec {
         s.activity = Activity::Halted;
     }
     s.smm = false;
+    cpu.env.set_smm(false);
+    cpu.invalidate_map();
     let rip = area.get64(RIP);
     cpu.flush_tlb(true);
     cpu.mode_changed();

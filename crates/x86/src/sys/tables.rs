@@ -4,7 +4,7 @@
 //! Source: SDM vol. 2 (the instructions' pages).
 
 use super::seg::{self, Descriptor, kind, null};
-use super::{address_add, canonical, long_mode, privileged, read_gpr, read_rm16, set_zf, umip, write_gpr};
+use super::{address_add, canonical_base, long_mode, privileged, read_gpr, read_rm16, set_zf, umip, write_gpr};
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
@@ -18,7 +18,7 @@ fn load_table(cpu: &mut Cpu, insn: &Insn) -> Exec<Table> {
     let at = address_add(insn, at, 2);
     let base = if cpu.in_64bit() {
         let base: u64 = cpu.load(s, at)?;
-        if !canonical(cpu, base) {
+        if !canonical_base(cpu, base) {
             return Err(Fault::gp(0));
         }
         base
