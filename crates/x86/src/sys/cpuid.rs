@@ -582,6 +582,10 @@ impl CpuModel {
         for (feature, foundation) in NEEDS {
             if self.offers(*feature) && !self.offers(*foundation) {
                 self.set(*feature, false);
+                if matches!(self.name.as_str(), "max" | "host") {
+                    // What the user took away takes its followers along.
+                    continue;
+                }
                 self.warnings.push(format!(
                     "`{}` is left out: it stands on `{}`, which the processor doesn't have",
                     feature.name(),
@@ -798,10 +802,11 @@ impl CpuModel {
                     if now.ospke {
                         ecx |= 1 << 4;
                     }
-                    let last = u32::from(self.word(Word::L7s1Eax) != 0);
+                    let last = self.last_subleaf_7();
                     [last, self.word(Word::L7Ebx), ecx, self.word(Word::L7Edx)]
                 }
                 1 => [self.word(Word::L7s1Eax), 0, 0, 0],
+                2 => [0, 0, 0, self.word(Word::L7s2Edx)],
                 _ => [0; 4],
             },
             0xb => {
@@ -891,6 +896,15 @@ impl CpuModel {
         }
     }
 
+    /// Highest subleaf of leaf 7.
+    fn last_subleaf_7(&self) -> u32 {
+        match (self.word(Word::L7s1Eax), self.word(Word::L7s2Edx)) {
+            (0, 0) => 0,
+            (_, 0) => 1,
+            _ => 2,
+        }
+    }
+
     /// Deterministic cache parameters: leaf 4 and 8000_001D.
     fn cache_leaf(&self, subleaf: u32) -> [u32; 4] {
         // (kind, level, ways, sets, shared by the package)
@@ -943,7 +957,7 @@ impl CpuModel {
         for function in 0..=self.level {
             let last = match function {
                 4 => 4,
-                7 => u32::from(self.word(Word::L7s1Eax) != 0),
+                7 => self.last_subleaf_7(),
                 0xb => 2,
                 0xd => 63 - self.xcr0_mask().max(2).leading_zeros(),
                 _ => {
@@ -1059,9 +1073,12 @@ fn explicit_only(feature: Feature, vendor: Vendor) -> bool {
         | Feature::Ibrs
         | Feature::AmdStibp
         | Feature::AmdSsbd => intel,
-        Feature::ArchCapabilities | Feature::SpecCtrl | Feature::Stibp | Feature::Ssbd | Feature::MdClear => {
-            !intel
-        }
+        Feature::ArchCapabilities
+        | Feature::SpecCtrl
+        | Feature::Stibp
+        | Feature::Ssbd
+        | Feature::MdClear
+        | Feature::BhiCtrl => !intel,
         _ => false,
     }
 }

@@ -5,7 +5,7 @@
 use iced_x86::CpuidFeature;
 
 /// Number of 32-bit feature words.
-pub(crate) const WORDS: usize = 12;
+pub(crate) const WORDS: usize = 13;
 
 /// A CPUID register that holds feature bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub enum Word {
     L7Ecx,
     L7Edx,
     L7s1Eax,
+    L7s2Edx,
     LdEax,
     E1Edx,
     E1Ecx,
@@ -37,6 +38,7 @@ impl Word {
             Word::L7Ecx => (7, 0, 2),
             Word::L7Edx => (7, 0, 3),
             Word::L7s1Eax => (7, 1, 0),
+            Word::L7s2Edx => (7, 2, 3),
             Word::LdEax => (0xd, 1, 0),
             Word::E1Edx => (0x8000_0001, 0, 3),
             Word::E1Ecx => (0x8000_0001, 0, 2),
@@ -52,6 +54,7 @@ impl Word {
         Word::L7Ecx,
         Word::L7Edx,
         Word::L7s1Eax,
+        Word::L7s2Edx,
         Word::LdEax,
         Word::E1Edx,
         Word::E1Ecx,
@@ -214,6 +217,10 @@ features! {
 
     AvxVnni L7s1Eax 4 "avx-vnni" Host;
     Avx512bf16 L7s1Eax 5 "avx512-bf16" Host;
+
+    IpredCtrl L7s2Edx 1 "ipred-ctrl" Never;
+    RrsbaCtrl L7s2Edx 2 "rrsba-ctrl" Never;
+    BhiCtrl L7s2Edx 4 "bhi-ctrl" Soft;
 
     Xsaveopt LdEax 0 "xsaveopt" Soft;
     Xsavec LdEax 1 "xsavec" Soft;

@@ -104,6 +104,8 @@ pub(crate) fn read(cpu: &mut Cpu, number: u32) -> Exec<u64> {
         0x10 => tsc(cpu),
         0x17 if intel => 0,
         0x1b if has(cpu, Feature::Apic) => m.apic_base,
+        // Count of system-management interrupts: none that the guest should see.
+        0x34 if intel => 0,
         // Locked, with VMX and SGX off.
         0x3a if intel => m.feature_control | 1,
         0x3b if has(cpu, Feature::TscAdjust) => m.tsc_adjust,
@@ -192,6 +194,9 @@ fn spec_ctrl_bits(cpu: &Cpu) -> u64 {
     }
     if has(Feature::Ssbd) || has(Feature::AmdSsbd) {
         bits |= 4;
+    }
+    if has(Feature::BhiCtrl) {
+        bits |= 1 << 10;
     }
     bits
 }

@@ -4,7 +4,9 @@
 //! Source: SDM vol. 2 (the instructions' pages).
 
 use super::seg::{self, Descriptor, kind, null};
-use super::{address_add, canonical_base, long_mode, privileged, read_gpr, read_rm16, set_zf, umip, write_gpr};
+use super::{
+    address_add, canonical_base, long_mode, privileged, read_gpr, read_rm16, set_zf, umip, write_gpr,
+};
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
