@@ -72,6 +72,8 @@ pub struct Cpu {
     mode_flags: u64,
     attention: u32,
     code_limit: u64,
+    /// The last limit of a code segment that had one.
+    limit_seen: u64,
     /// The code epoch that was dealt with.
     epoch: u64,
     signals: Arc<Signals>,
@@ -112,6 +114,7 @@ impl Cpu {
             mode_flags: 0,
             attention: 0,
             code_limit: 0,
+            limit_seen: 0,
             epoch: hyaline_ram::code::epoch(),
             signals,
             blocks: Some(Box::new(BlockCache::new())),
@@ -216,7 +219,15 @@ impl Cpu {
             (false, true) => 4,
             (false, false) => 2,
         };
-        self.code_limit = if self.in_64bit { u64::MAX } else { u64::from(cs.limit) };
+        self.code_limit = u64::MAX;
+        if !self.in_64bit {
+            self.code_limit = u64::from(cs.limit);
+            if self.code_limit != self.limit_seen {
+                // Blocks are checked against the limit when they are looked up the long way.
+                self.limit_seen = self.code_limit;
+                self.mmu.renew();
+            }
+        }
         let ac = s.rflags & flag::AC != 0;
         self.view = match (self.cpl, s.cr4 & cr4::SMAP != 0 && !ac) {
             (3, _) => View::User,
@@ -225,11 +236,17 @@ impl Cpu {
         };
         self.alignment_checked = ac && self.cpl == 3 && s.cr0 & cr0::AM != 0;
         self.mode_flags = s.rflags & MODE_FLAGS;
-        let pcid = if s.cr4 & cr4::PCIDE != 0 { (s.cr3 & 0xfff) as u16 } else { 0 };
+        let pcid = self.pcid();
         self.mmu.select(pcid, self.view);
         for seg in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
             self.seg_changed(seg);
         }
+    }
+
+    /// The address space identifier in force: 0 without CR4.PCIDE.
+    #[inline]
+    pub(crate) fn pcid(&self) -> u16 {
+        if self.state.cr4 & cr4::PCIDE != 0 { (self.state.cr3 & 0xfff) as u16 } else { 0 }
     }
 
     /// Recomputes what is derived from one segment register. To be called after any change of its base, limit or attributes

@@ -692,10 +692,19 @@ impl Cpu {
         if len == 0 {
             return Ok(());
         }
-        let linear = self.linear(seg, off, len, Access::Read)?;
-        if self.mmu.window.read.read_bytes(linear, buf) {
+        let s = &self.segc[seg as usize & 7];
+        if off.wrapping_add(len) <= s.readable
+            && self.mmu.window.read.read_bytes(s.base.wrapping_add(off), buf)
+        {
             return Ok(());
         }
+        self.load_bytes_slow(seg, off, buf)
+    }
+
+    #[cold]
+    fn load_bytes_slow(&mut self, seg: Seg, off: u64, buf: &mut [u8]) -> Exec {
+        let len = buf.len() as u64;
+        let linear = self.linear(seg, off, len, Access::Read)?;
         if self.debug_armed {
             debug::data_access(self, linear, len, false);
         }
@@ -731,10 +740,19 @@ impl Cpu {
         if len == 0 {
             return Ok(());
         }
-        let linear = self.linear(seg, off, len, Access::Write)?;
-        if self.mmu.window.write.write_bytes(linear, data) {
+        let s = &self.segc[seg as usize & 7];
+        if off.wrapping_add(len) <= s.writable
+            && self.mmu.window.write.write_bytes(s.base.wrapping_add(off), data)
+        {
             return Ok(());
         }
+        self.store_bytes_slow(seg, off, data)
+    }
+
+    #[cold]
+    fn store_bytes_slow(&mut self, seg: Seg, off: u64, data: &[u8]) -> Exec {
+        let len = data.len() as u64;
+        let linear = self.linear(seg, off, len, Access::Write)?;
         if self.debug_armed {
             debug::data_access(self, linear, len, true);
         }
@@ -770,12 +788,27 @@ impl Cpu {
         if self.state.cr4 & cr4::SMAP != 0 { View::KernelSmap } else { View::Kernel }
     }
 
+    /// Does something with the supervisor's window in force, and its TLB.
+    fn as_system<R>(&mut self, f: impl FnOnce(&mut Cpu) -> R) -> R {
+        let (own, system) = (self.view, self.system_view());
+        if own == system {
+            return f(self);
+        }
+        let pcid = self.pcid();
+        self.mmu.select(pcid, system);
+        self.view = system;
+        let r = f(self);
+        self.view = own;
+        self.mmu.select(pcid, own);
+        r
+    }
+
     /// Loads at a linear address as the processor itself (descriptor tables, TSS): paging with CPL 0, no segment checks.
     pub(crate) fn sys_load<T: Width>(&mut self, linear: u64) -> Exec<T> {
         if self.long_mode() && !self.canonical(linear) {
             return Err(Fault::gp(0));
         }
-        self.load_linear(linear, self.system_view())
+        self.as_system(|cpu| cpu.load_linear(linear, cpu.view))
     }
 
     /// Stores at a linear address as the processor itself.
@@ -783,7 +816,7 @@ impl Cpu {
         if self.long_mode() && !self.canonical(linear) {
             return Err(Fault::gp(0));
         }
-        self.store_linear(linear, v, self.system_view())
+        self.as_system(|cpu| cpu.store_linear(linear, v, cpu.view))
     }
 }
 
