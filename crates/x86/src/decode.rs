@@ -5,7 +5,9 @@ use crate::fault::{Exec, Fault};
 use crate::state::Seg;
 use crate::sys::cpuid::CpuModel;
 use crate::{exec, native, sys};
-use iced_x86::{Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register,
+};
 use std::sync::OnceLock;
 
 /// Executes one instruction. `state.rip` is the instruction's own address while it runs; a handler that doesn't continue at the
@@ -149,11 +151,10 @@ pub struct Mode {
     pub amd: bool,
 }
 
+/// The segment of the memory operand. In 64-bit mode only FS and GS override the default (SDM vol. 1 §3.4.2.1).
 fn segment_of(i: &Instruction) -> Seg {
-    // 64-bit mode ignores overrides to ES, CS, SS and DS (SDM vol. 2 §2.1.1): what is left is the base's own segment, which decides
-    // between #SS and #GP.
-    if i.code_size() == CodeSize::Code64 && !matches!(i.memory_segment(), Register::FS | Register::GS) {
-        let stack = matches!(i.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+    if i.code_size() == CodeSize::Code64 && !matches!(i.segment_prefix(), Register::FS | Register::GS) {
+        let stack = matches!(i.memory_base(), Register::RSP | Register::ESP | Register::RBP | Register::EBP);
         return if stack { Seg::Ss } else { Seg::Ds };
     }
     match i.memory_segment() {
@@ -218,11 +219,13 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
     };
     if i.is_invalid() {
         if decoder.last_error() == DecoderError::NoMoreBytes {
-            if bytes.len() < 15 {
+            if bytes.len() < 15 && !(mode.amd && is_bare_ud(bytes, mode)) {
                 return None;
             }
-            insn.handler = too_long;
-            insn.len = 15;
+            if bytes.len() == 15 {
+                insn.handler = too_long;
+                insn.len = 15;
+            }
         }
         insn.len = insn.len.max(1);
         copy_bytes(&mut insn, bytes);
@@ -230,7 +233,7 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
     }
     copy_bytes(&mut insn, bytes);
     fill_operands(&mut insn, &i, mode);
-    if let Some(handler) = exec::whatever_the_model(&i, model) {
+    if let Some(handler) = exec::whatever_the_model(&i, &mut insn, model) {
         insn.handler = handler;
         insn.flags &= !insn_flag::END;
         return Some(insn);
@@ -239,7 +242,7 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
     if !features.iter().all(|f| model.has(*f)) {
         return Some(insn);
     }
-    if let Some((handler, end)) = exec::handler(&i, &insn) {
+    if let Some((handler, end)) = exec::handler(&i, &insn, mode.amd) {
         insn.handler = handler;
         match end {
             exec::End::No => insn.flags &= !insn_flag::END,
@@ -258,6 +261,16 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode, model: &CpuModel) -> Option<Insn>
     Some(insn)
 }
 
+/// Whether the bytes begin with UD0 or UD1, which AMD processors raise #UD for without looking for a ModRM byte.
+fn is_bare_ud(bytes: &[u8], mode: Mode) -> bool {
+    let prefix = |b: &u8| {
+        matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || (mode.bits == 64 && b & 0xf0 == 0x40)
+    };
+    let n = bytes.iter().take_while(|b| prefix(b)).count();
+    matches!(bytes.get(n..), Some([0x0f, 0xb9 | 0xff, ..]))
+}
+
 fn copy_bytes(insn: &mut Insn, bytes: &[u8]) {
     let n = usize::from(insn.len).min(bytes.len()).min(15);
     if let (Some(to), Some(from)) = (insn.bytes.get_mut(..n), bytes.get(..n)) {
@@ -266,7 +279,7 @@ fn copy_bytes(insn: &mut Insn, bytes: &[u8]) {
 }
 
 /// Looks for the prefixes that iced only shows through their effect.
-fn prefix_bytes(insn: &Insn, mode: Mode) -> (bool, bool, bool) {
+pub(crate) fn prefix_bytes(insn: &Insn, mode: Mode) -> (bool, bool, bool) {
     let (mut o, mut a, mut w) = (false, false, false);
     for &b in insn.bytes() {
         match b {

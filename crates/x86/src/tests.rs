@@ -397,3 +397,24 @@ fn locked_and_wide_exchanges() {
     assert_eq!((ram.load_u64(0x3010), ram.load_u64(0x3018)), (Some(100), Some(200)));
     assert_ne!(cpu.state.rflags & flag::ZF, 0);
 }
+
+#[test]
+fn loops_count_and_look_at_zf() {
+    for (opcode, zf, taken) in [
+        (0xe1, true, true),
+        (0xe1, false, false),
+        (0xe0, true, false),
+        (0xe0, false, true),
+        (0xe2, true, true),
+    ] {
+        let (mut cpu, _ram) = long(&[opcode, 0x20]);
+        cpu.state.gpr[1] = 5;
+        cpu.state.rflags |= if zf { flag::ZF } else { 0 };
+        assert_eq!(cpu.run(1), Exit::Budget);
+        assert_eq!(
+            (cpu.state.gpr[1], cpu.state.rip),
+            (4, CODE + 2 + if taken { 0x20 } else { 0 }),
+            "{opcode:#x} {zf}"
+        );
+    }
+}

@@ -4,6 +4,7 @@ use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
 use crate::mmu::Width;
+use crate::state::Seg;
 
 impl Cpu {
     /// The value of condition code `C` (SDM vol. 1 appendix B).
@@ -60,13 +61,19 @@ pub(super) fn jmp_rm<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
 }
 #[inline(always)]
 fn call_to<T: Width>(cpu: &mut Cpu, i: &Insn, target: u64) -> Exec {
+    let sp = cpu.sp_wrap(cpu.sp().wrapping_sub(T::SIZE));
     let old = cpu.next_rip;
-    cpu.go(target)?;
+    if let Err(fault) = cpu.go(target) {
+        // A stack that can't be written comes first.
+        cpu.probe_write(Seg::Ss, sp, T::SIZE)?;
+        return Err(fault);
+    }
     let back = T::from_u64(cpu.after(i));
-    if let Err(fault) = cpu.push(back) {
+    if let Err(fault) = cpu.store(Seg::Ss, sp, back) {
         cpu.next_rip = old;
         return Err(fault);
     }
+    cpu.set_sp(sp);
     Ok(())
 }
 pub(super) fn call<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
@@ -79,7 +86,7 @@ pub(super) fn call_rm<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
 /// RET and RET imm16.
 pub(super) fn ret<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let sp = cpu.sp();
-    let target = cpu.load::<T>(crate::state::Seg::Ss, sp)?.u64();
+    let target = cpu.load::<T>(Seg::Ss, sp)?.u64();
     cpu.go(target)?;
     cpu.set_sp(sp.wrapping_add(T::SIZE).wrapping_add(i.imm));
     Ok(())

@@ -178,10 +178,28 @@ fn lss(cpu: &mut Cpu, i: &Insn) -> Exec {
 
 /// Instructions whose encodings do nothing, or something else, on processors that don't have them: hints in the NOP space, and TZCNT and LZCNT,
 /// which are BSF and BSR there.
-pub(crate) fn whatever_the_model(i: &Instruction, model: &CpuModel) -> Option<Handler> {
+pub(crate) fn whatever_the_model(i: &Instruction, insn: &mut Insn, model: &CpuModel) -> Option<Handler> {
     use Mnemonic as M;
     let size = operand_size_or(i);
+    if matches!(i.mnemonic(), M::Pause | M::Nop) && insn.bytes().last() == Some(&0x90) && has_rex_b(insn) {
+        // 0x90 is XCHG with rAX, whatever its prefixes: with REX.B the other register is R8.
+        use data::xchg_rr;
+        insn.r1 = 8;
+        return Some(wide!(insn.osize, xchg_rr[]));
+    }
     match i.mnemonic() {
+        // AMD processors have 0F 0D as prefetches of memory only.
+        M::Reservednop
+            if model.is_amd()
+                && matches!(
+                    i.code(),
+                    Code::Reservednop_rm16_r16_0F0D
+                        | Code::Reservednop_rm32_r32_0F0D
+                        | Code::Reservednop_rm64_r64_0F0D
+                ) =>
+        {
+            Some(misc::undefined)
+        }
         M::Endbr32 | M::Endbr64 | M::Cldemote | M::Reservednop | M::Nop | M::Pause => Some(misc::nop),
         M::Prefetch
         | M::Prefetchnta
@@ -204,6 +222,11 @@ pub(crate) fn whatever_the_model(i: &Instruction, model: &CpuModel) -> Option<Ha
         }),
         _ => None,
     }
+}
+/// Whether the byte before the one-byte opcode is a REX prefix with B set.
+fn has_rex_b(insn: &Insn) -> bool {
+    let before = insn.bytes().iter().rev().nth(1);
+    insn.has(insn_flag::LONG) && before.is_some_and(|b| b & 0xf1 == 0x41)
 }
 fn operand_size_or(i: &Instruction) -> u8 {
     if i.op_count() > 0 { operand_size(i, 0) } else { 0 }
@@ -314,7 +337,7 @@ fn bit_instructions(i: &Instruction, insn: &Insn) -> Option<Handler> {
     })
 }
 
-fn branches(i: &Instruction, insn: &Insn) -> Option<Handler> {
+fn branches(i: &Instruction, insn: &Insn, amd: bool) -> Option<Handler> {
     use Mnemonic as M;
     use branch::*;
     if i.is_jcc_short_or_near() {
@@ -332,6 +355,9 @@ fn branches(i: &Instruction, insn: &Insn) -> Option<Handler> {
             Code::Retnd | Code::Retnd_imm16 => ret::<u32>,
             _ => ret::<u64>,
         },
+        // On AMD processors a repeat prefix replaces the condition.
+        M::Loope if amd && insn.has(insn_flag::REPNE) => wide!(branch_size(i), loops[2]),
+        M::Loopne if amd && insn.has(insn_flag::REP) => wide!(branch_size(i), loops[1]),
         M::Loop => wide!(branch_size(i), loops[0]),
         M::Loope => wide!(branch_size(i), loops[1]),
         M::Loopne => wide!(branch_size(i), loops[2]),
@@ -494,7 +520,7 @@ impl Families for Mnemonic {
 }
 
 /// The handler of an instruction by its form, and whether it ends its block; None when it isn't one of these.
-pub(crate) fn handler(i: &Instruction, insn: &Insn) -> Option<(Handler, End)> {
+pub(crate) fn handler(i: &Instruction, insn: &Insn, amd: bool) -> Option<(Handler, End)> {
     match i.mnemonic() {
         Mnemonic::Mov => return mov(i, insn),
         Mnemonic::Push | Mnemonic::Pop => return Some(push_pop(i)),
@@ -504,7 +530,7 @@ pub(crate) fn handler(i: &Instruction, insn: &Insn) -> Option<(Handler, End)> {
     if let Some(found) = strings(i, insn) {
         return Some(found);
     }
-    if let Some(handler) = branches(i, insn) {
+    if let Some(handler) = branches(i, insn, amd) {
         return Some((handler, End::Plain));
     }
     arithmetic(i, insn)

@@ -182,14 +182,14 @@ pub(super) fn double<const LEFT: bool, T: Width>(cpu: &mut Cpu, i: &Insn) -> Exe
             return (a, After::Nothing);
         }
         let (a, b, bits) = (u128::from(a.u64()), u128::from(fill.u64()), T::BITS);
-        // Counts beyond 16 with 16-bit operands are undefined; processors go on with the first operand's bits.
+        // Counts beyond 16 with 16-bit operands are undefined; AMD processors go on with the second operand's bits again.
         let (r, cf) = if LEFT {
             let v = a << bits | b;
-            let v = if bits == 16 { v << 16 | a } else { v };
+            let v = if bits == 16 { v << 16 | b } else { v };
             let total = if bits == 16 { 48 } else { 2 * bits };
             ((v << n >> (total - bits)) as u64, v >> (total - n) & 1 != 0)
         } else {
-            let v = if bits == 16 { a << 32 | b << 16 | a } else { b << bits | a };
+            let v = if bits == 16 { b << 32 | b << 16 | a } else { b << bits | a };
             ((v >> n) as u64, v >> (n - 1) & 1 != 0)
         };
         let r = T::from_u64(r);
