@@ -533,6 +533,7 @@ impl Lapic {
     /// IA32_TSC_DEADLINE was written (§10.5.4.1). `tsc` is in ticks since virtual time 0, the processor's TSC offset taken off; 0 disarms.
     /// Ignored unless the timer is in TSC-deadline mode.
     pub fn set_tsc_deadline(&mut self, tsc: u64, cx: &mut Cx<'_>) {
+        self.catch_up(cx);
         if self.state.mode() == 2 {
             self.state.tsc_deadline = tsc;
             self.arm(cx, 0);
@@ -668,6 +669,14 @@ impl Lapic {
         cx.cpu(CpuSignal::Init);
     }
 
+    /// A timer that has come due, of which the machine has not yet told: it comes before what the guest writes now.
+    fn catch_up(&mut self, cx: &mut Cx<'_>) {
+        if self.state.armed.is_some_and(|t| t <= cx.now()) {
+            cx.cancel(0);
+            self.timer(0, cx);
+        }
+    }
+
     fn arm_none(&mut self, cx: &mut Cx<'_>) {
         self.state.armed = None;
         cx.cancel(0);
@@ -760,6 +769,9 @@ impl Lapic {
 
     /// Writes register `n`. False if there is none, or it can't be written. Reserved bits were dealt with.
     fn set(&mut self, n: u32, value: u64, cx: &mut Cx<'_>) -> bool {
+        if matches!(n, 0x0f | 0x32 | 0x38 | 0x3e) {
+            self.catch_up(cx);
+        }
         let x2 = self.state.x2apic();
         let v = value as u32;
         let stored = |r: &Register, old: u32| r.write(u64::from(old), value) as u32;
@@ -954,6 +966,10 @@ impl Device for Lapic {
 
     fn timer(&mut self, _timer: u32, cx: &mut Cx<'_>) {
         let s = &mut self.state;
+        if s.armed.is_none_or(|t| cx.now() < t) {
+            // It was set anew, or passed already, while the machine was about to call.
+            return;
+        }
         s.armed = None;
         let mode = s.mode();
         s.tsc_deadline = 0;
