@@ -14,4 +14,4 @@ pub use bench::Bench;
 pub use device::*;
 pub use hyaline_space::{IoError, Limits, Origin};
 pub use registers::{Bank, Chip, Decoded, Field, Kind, Place, Register};
-pub use slot::{Chassis, Line, Sink, Slot, reached};
+pub use slot::{Chassis, Line, Sink, Slot, forget_reached, reached};

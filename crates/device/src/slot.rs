@@ -100,10 +100,16 @@ thread_local! {
     static REACHED: Cell<Option<&'static Register>> = const { Cell::new(None) };
 }
 
-/// The register that this thread's latest dispatched access reached, decoded in the state the device had at that time. Observers of
-/// an address space call it right after the access.
+/// The register that this thread's latest dispatched access reached, decoded in the state the device had at that time; of an access
+/// that was split, the first. None if no device's bank was reached since [`forget_reached`]. An observer of an address space calls that
+/// one before each access (from its `now`), and this one after it.
 pub fn reached() -> Option<&'static Register> {
     REACHED.get()
+}
+
+/// See [`reached`].
+pub fn forget_reached() {
+    REACHED.set(None);
 }
 
 /// A device in its place in the machine.
@@ -315,22 +321,22 @@ impl Io for BankIo {
         &self.limits
     }
     fn read(&self, offset: u64, size: u8, who: &Origin) -> Result<u64, IoError> {
-        let mut register = None;
+        let (first, mut register) = (REACHED.get(), None);
         let result = self.slot.call(Some(*who), |d, cx| {
             register = d.register(self.bank, offset, false);
             d.read(self.bank, offset, size, cx)
         });
         // Set last: handling may have made accesses of its own.
-        REACHED.set(register);
+        REACHED.set(first.or(register));
         result.unwrap_or(Err(IoError::NotHere))
     }
     fn write(&self, offset: u64, size: u8, value: u64, who: &Origin) -> Result<(), IoError> {
-        let mut register = None;
+        let (first, mut register) = (REACHED.get(), None);
         let result = self.slot.call(Some(*who), |d, cx| {
             register = d.register(self.bank, offset, true);
             d.write(self.bank, offset, size, value, cx)
         });
-        REACHED.set(register);
+        REACHED.set(first.or(register));
         result.unwrap_or(Err(IoError::NotHere))
     }
 }

@@ -1,1 +1,18 @@
-//! Access records, flight recorder, filters and sinks.
+//! Access records, flight recorder, access logs, and the way of one access told layer by layer.
+//!
+//! A [`Recorder`] is the observer of the machine's address spaces. It keeps the last accesses of each processor in a ring of its own,
+//! counts them by register, and hands them to [`Sink`]s, such as an [`AccessLog`] for the comparison of two runs. What a record means in words
+//! is in its [`Site`]: the region, its owner, and the register with its fields, from the device's own declaration.
+
+mod log;
+mod path;
+mod record;
+mod recorder;
+mod ring;
+mod text;
+
+pub use log::{AccessLog, Compare, Difference, Entry, compare};
+pub use path::{Accelerator, Teller};
+pub use record::{AccessRecord, Site};
+pub use recorder::{Clock, Count, DEPTH, HostClock, Recorder, Sink};
+pub use text::{HEADER, Line, json, summary};
