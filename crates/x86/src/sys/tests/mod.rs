@@ -7,6 +7,8 @@ use crate::{Cpu, CpuModel, Exit, Signals};
 use hyaline_ram::RamBlock;
 use std::sync::Arc;
 
+mod more;
+
 const GDT: u64 = 0x2000;
 const IDT: u64 = 0x3000;
 const TSS: u64 = 0x4000;
