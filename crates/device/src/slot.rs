@@ -6,6 +6,7 @@ use crate::state::{StateError, Value};
 use crate::{ApicMessage, Ns, Reset};
 use hyaline_space::{Io, IoError, Limits, Origin};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -121,6 +122,24 @@ pub struct Slot {
     outputs: Vec<OnceLock<(Arc<Line>, u32)>>,
     chassis: Arc<dyn Chassis>,
     fenced: AtomicBool,
+    queue: Mutex<Queue>,
+}
+
+/// Effects that wait to be carried out.
+#[derive(Default)]
+struct Queue {
+    effects: VecDeque<Effect>,
+    /// A thread is carrying them out.
+    busy: bool,
+}
+
+/// Sets the queue free again if carrying out an effect panics.
+struct Idle<'a>(&'a Slot);
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.queue().busy = false;
+    }
 }
 
 impl std::fmt::Debug for Slot {
@@ -147,6 +166,7 @@ impl Slot {
             outputs,
             chassis,
             fenced: AtomicBool::new(false),
+            queue: Mutex::default(),
         })
     }
     /// Its path.
@@ -211,14 +231,16 @@ impl Slot {
         let mut cx = Cx::new(&*self.chassis, self.chassis.dma(), origin);
         let result = {
             let mut device = self.lock();
-            catch_unwind(AssertUnwindSafe(|| call(&mut **device, &mut cx)))
+            let result = catch_unwind(AssertUnwindSafe(|| call(&mut **device, &mut cx)));
+            if result.is_ok() && !cx.effects.is_empty() {
+                // Still under the device's lock: the queue has the order in which the device acted.
+                self.queue().effects.extend(cx.into_effects());
+            }
+            result
         };
         match result {
             Ok(r) => {
-                if !cx.effects.is_empty() {
-                    let effects = cx.into_effects();
-                    self.carry_out(effects);
-                }
+                self.carry_out();
                 Some(r)
             }
             Err(panic) => {
@@ -234,8 +256,31 @@ impl Slot {
         }
     }
 
-    fn carry_out(self: &Arc<Self>, effects: Vec<Effect>) {
-        for effect in effects {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out what is queued, in order. Only one thread does so at a time, or a line that fell and rose could end low; what another
+    /// thread (or the device itself, called by its own effect) adds meanwhile is carried out by the one at work.
+    fn carry_out(self: &Arc<Self>) {
+        {
+            let mut queue = self.queue();
+            if queue.busy || queue.effects.is_empty() {
+                return;
+            }
+            queue.busy = true;
+        }
+        let idle = Idle(self);
+        loop {
+            let effect = {
+                let mut queue = self.queue();
+                let Some(effect) = queue.effects.pop_front() else {
+                    queue.busy = false;
+                    std::mem::forget(idle);
+                    return;
+                };
+                effect
+            };
             match effect {
                 Effect::Line { pin, level } => {
                     if let Some((line, source)) = self.outputs.get(pin as usize).and_then(OnceLock::get) {

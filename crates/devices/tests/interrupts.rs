@@ -8,6 +8,7 @@ use hyaline_devices::intc::{i8259::I8259, ioapic::IoApic, lapic, lapic::Lapic};
 use hyaline_devices::pci::piix3::Piix3;
 use hyaline_devices::timer::i8254::I8254;
 use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// A board with a clock that the test moves, and nothing else.
@@ -18,6 +19,9 @@ struct World {
     lapics: OnceLock<Vec<Weak<Slot>>>,
     ioapic: OnceLock<Weak<Slot>>,
     maps: Mutex<Vec<Mapping>>,
+    notes: Mutex<Vec<String>>,
+    /// The next note is held up until this says something.
+    hold: Mutex<Option<Receiver<()>>>,
 }
 
 struct NoMemory;
@@ -59,6 +63,13 @@ impl Chassis for World {
             }
             Effect::Apic(m) => assert!(self.ioapic.get().unwrap().upgrade().unwrap().message(&m)),
             Effect::Map(m) => self.maps.lock().unwrap().push(m),
+            Effect::Note(text) => {
+                let hold = self.hold.lock().unwrap().take();
+                if let Some(hold) = hold {
+                    hold.recv().unwrap();
+                }
+                self.notes.lock().unwrap().push(text);
+            }
             _ => {}
         }
     }
@@ -274,4 +285,24 @@ fn the_whole_board_goes_on_after_a_restore() {
     // Lines are the machine's to restore; without that OUT 0 needs its next edge.
     b.run(12_000_000);
     assert!(b.pending(0));
+}
+
+/// What one thread causes while another still carries out the effects of an earlier call comes after them: else a line that rose and fell could
+/// end high.
+#[test]
+fn effects_keep_their_order_between_threads() {
+    let b = Board::new();
+    let (called, wait) = std::sync::mpsc::channel();
+    *b.world.hold.lock().unwrap() = Some(wait);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| b.pic.with(|_, cx| cx.note("first")));
+        while b.world.hold.lock().unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        // The first thread is in the middle of its effect now.
+        b.pic.with(|_, cx| cx.note("second"));
+        called.send(()).unwrap();
+        first.join().unwrap();
+    });
+    assert_eq!(*b.world.notes.lock().unwrap(), ["first", "second"]);
 }
