@@ -273,7 +273,7 @@ impl Cpu {
                 }
             }
         };
-        let slow = self.alignment_checked || (self.debug_armed && self.in_64bit && false);
+        let slow = self.alignment_checked;
         self.segc[seg as usize & 7] =
             if slow { FastSegment { readable: 0, writable: 0, ..fast } } else { fast };
     }

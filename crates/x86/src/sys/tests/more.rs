@@ -308,3 +308,84 @@ fn expand_down_limits() {
     s.attr = 0x96;
     assert!(in_limit(&s, 0xfffe, 2) && !in_limit(&s, 0xffff, 2));
 }
+
+/// Random system instructions on random state, in every mode: nothing may panic, and every run ends.
+#[test]
+fn random_system_instructions_never_panic() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let heads: [&[u8]; 24] = [
+        &[0x0f, 0x00],
+        &[0x0f, 0x01],
+        &[0x0f, 0x02],
+        &[0x0f, 0x03],
+        &[0x0f, 0x05],
+        &[0x0f, 0x07],
+        &[0x0f, 0x20],
+        &[0x0f, 0x21],
+        &[0x0f, 0x22],
+        &[0x0f, 0x23],
+        &[0x0f, 0x30],
+        &[0x0f, 0x32],
+        &[0x0f, 0x34],
+        &[0x0f, 0xa2],
+        &[0x0f, 0xaa],
+        &[0x8e],
+        &[0x9a],
+        &[0x9d],
+        &[0xca],
+        &[0xcd],
+        &[0xcf],
+        &[0xea],
+        &[0xf3, 0x6d],
+        &[0xff],
+    ];
+    let mut retired = 0;
+    for round in 0..400 {
+        let (mut cpu, ram) = match round % 4 {
+            0 => machine64(),
+            1 => machine32(),
+            2 => machine_v86(),
+            _ => real_cpu(2 << 20),
+        };
+        fill_tss2(&ram);
+        if round % 8 < 2 {
+            to_user(&mut cpu);
+        }
+        for at in (0x1000..0x1400).step_by(8) {
+            ram.store_u64(at, random());
+            put(&ram, at, heads[(random() % 24) as usize]);
+        }
+        for v in 0..32 {
+            ram.store_u64(handler(v), random());
+        }
+        for i in 0..16 {
+            // Small numbers, table addresses and noise.
+            cpu.state.gpr[i] = match random() % 4 {
+                0 => random() % 0x100,
+                1 => 0x2000 + random() % 0x3000,
+                2 => 0xc000_0080 + random() % 4,
+                _ => random(),
+            };
+        }
+        cpu.state.gpr[gpr::RSP] = 0x8000 + random() % 0x1000;
+        cpu.state.rflags |=
+            random() & (flag::TF | flag::IOPL | flag::NT | flag::DF | flag::AC | flag::VIP | flag::VIF);
+        cpu.state.cr4 |= random() & (cr4::VME | cr4::PVI | cr4::DE | cr4::TSD | cr4::UMIP);
+        cpu.state.dr[7] |= random() & 0xffff_0000 | random() & 0xff;
+        cpu.state.dr[0] = random();
+        cpu.state.dr[1] = u64::MAX;
+        for _ in 0..20 {
+            if !matches!(cpu.run(20), Exit::Budget | Exit::Kicked) {
+                break;
+            }
+        }
+        retired += cpu.state.icount;
+    }
+    assert!(retired > 400, "the instructions ran: {retired}");
+}
