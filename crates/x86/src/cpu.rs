@@ -291,9 +291,13 @@ impl Cpu {
         self.mmu.drop_page(linear);
     }
 
-    /// Code that blocks were made from has been written to by this processor.
+    /// Code that blocks were made from has been written to by this processor; `before` is the code epoch before the write.
     #[cold]
-    pub(crate) fn code_changed(&mut self) {
+    pub(crate) fn code_changed(&mut self, before: u64) {
+        if self.epoch == before && hyaline_ram::code::epoch() == before.wrapping_add(1) {
+            // Nobody else did anything meanwhile: what follows is all there is to do.
+            self.epoch = before.wrapping_add(1);
+        }
         // Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
         self.mmu.renew();
         self.stop_at = 0;
