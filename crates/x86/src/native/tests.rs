@@ -114,3 +114,93 @@ fn fxsave_and_fxrstor_round_trip() {
     });
     assert_eq!(expected, Some((cpu.state.x87, cpu.state.vec, cpu.state.mxcsr)));
 }
+
+#[test]
+fn xsave_and_xrstor_round_trip_in_both_formats() {
+    // XSAVE64, XSAVEC64, XSAVES64 and the matching restore.
+    let saves: [&[u8]; 3] = [&[0x48, 0x0f, 0xae, 0x23], &[0x48, 0x0f, 0xc7, 0x23], &[0x48, 0x0f, 0xc7, 0x2b]];
+    let restores: [&[u8]; 3] =
+        [&[0x48, 0x0f, 0xae, 0x2b], &[0x48, 0x0f, 0xae, 0x2b], &[0x48, 0x0f, 0xc7, 0x1b]];
+    for (save, restore) in saves.into_iter().zip(restores) {
+        let set = |s: &mut CpuState| {
+            (s.gpr[0], s.gpr[2], s.gpr[3]) = (0x7, 0, 0x2000);
+            s.mxcsr = 0x3f80;
+            s.x87.fcw = 0x27f;
+            s.x87.significand[0] = 77;
+            s.vec[3].0[1] = 5;
+            s.vec[9].0[3] = 6;
+        };
+        let (mut cpu, ram) = run(save, 1, |s, _| set(s));
+        let compacted = ram.load_u64(0x2208).unwrap();
+        assert_eq!(ram.load_u64(0x2200), Some(7));
+        assert_eq!(compacted, if save[1..3] == [0x0f, 0xae] { 0 } else { 1 << 63 | 7 });
+        let before = cpu.state.clone();
+        (cpu.state.mxcsr, cpu.state.x87.fcw, cpu.state.x87.significand[0]) = (0x1f80, 0x37f, 0);
+        (cpu.state.vec[3].0[1], cpu.state.vec[9].0[3], cpu.state.vec[9].0[7]) = (0, 0, 0);
+        ram.write(0x1000, restore).unwrap();
+        cpu.state.rip = 0x1000;
+        assert_eq!(cpu.run(1), Exit::Budget);
+        assert_eq!((cpu.state.x87, cpu.state.vec, cpu.state.mxcsr), (before.x87, before.vec, before.mxcsr));
+    }
+}
+
+#[test]
+fn xrstor_initializes_what_was_not_saved() {
+    // xrstor64 [rbx] of an area that holds nothing.
+    let (cpu, _) = run(&[0x48, 0x0f, 0xae, 0x2b], 1, |s, ram| {
+        (s.gpr[0], s.gpr[2], s.gpr[3]) = (0x7, 0, 0x2000);
+        s.vec[3].0 = [1, 2, 3, 4, 0, 0, 0, 0];
+        s.x87.fcw = 0x7f;
+        ram.store_u32(0x2018, 0x1fa0);
+    });
+    assert_eq!(cpu.state.vec[3].0, [0; 8]);
+    assert_eq!(cpu.state.x87, crate::state::X87::default());
+    assert_eq!(cpu.state.mxcsr, 0x1fa0, "the standard format takes MXCSR from memory all the same");
+}
+
+#[test]
+fn environments_have_the_format_of_the_mode() {
+    // fld1; fnstenv [0x2000] in real mode, with the 16-bit address form.
+    let (mut cpu, ram) = crate::testing::real_cpu(2 << 20);
+    ram.write(0x11000, &[0xd9, 0xe8, 0xd9, 0x36, 0x00, 0x20]).unwrap();
+    cpu.state.seg[1].base = 0x10000;
+    cpu.state.seg[1].selector = 0x1000;
+    cpu.state.x87 = Default::default();
+    cpu.state.rip = 0x1000;
+    assert_eq!(cpu.run(2), Exit::Budget);
+    let words: Vec<_> = (0..7).map(|n| ram.load_u16(0x2000 + n * 2).unwrap()).collect();
+    // FIP is linear 0x11000: its upper bits stand beside the opcode, 0x1e8.
+    assert_eq!(words, [0x37f, 0x3800, 0x3fff, 0x1000, 0x11e8, 0, 0]);
+    // The same in 32-bit protected mode: selectors have their own place.
+    let (mut cpu, ram) = crate::testing::protected_cpu(2 << 20);
+    ram.write(0x1000, &[0xd9, 0xe8, 0xd9, 0x35, 0x00, 0x20, 0, 0]).unwrap();
+    cpu.state.x87 = Default::default();
+    assert_eq!(cpu.run(2), Exit::Budget);
+    let words: Vec<_> = (0..7).map(|n| ram.load_u32(0x2000 + n * 4).unwrap()).collect();
+    assert_eq!(words, [0xffff_037f, 0xffff_3800, 0xffff_3fff, 0x1000, 0x01e8_0008, 0, 0xffff_0000]);
+}
+
+#[test]
+fn vectors_work_outside_of_64_bit_mode() {
+    use crate::state::{cr0, cr4};
+    // Protected mode: paddd xmm1, [0x2000]; movd eax, xmm1; vpxor xmm2, xmm2, xmm2.
+    let code = [0x66, 0x0f, 0xfe, 0x0d, 0, 0x20, 0, 0, 0x66, 0x0f, 0x7e, 0xc8, 0xc5, 0xe9, 0xef, 0xd2];
+    let (mut cpu, ram) = crate::testing::protected_cpu(2 << 20);
+    ram.write(0x1000, &code).unwrap();
+    ram.store_u32(0x2000, 40);
+    cpu.state.cr0 &= !cr0::EM;
+    cpu.state.cr4 = cr4::OSFXSR | cr4::OSXSAVE;
+    cpu.state.xcr0 = 7;
+    cpu.state.vec[1].0[0] = 2;
+    cpu.state.vec[2].0[0] = 2;
+    assert_eq!(cpu.run(3), Exit::Budget);
+    assert_eq!((cpu.state.gpr[0], cpu.state.vec[2].0[0]), (42, 0));
+    // Real mode, 16-bit addressing: paddd xmm1, [0x2000]; movd eax, xmm1.
+    let (mut cpu, ram) = crate::testing::real_cpu(2 << 20);
+    ram.write(0x1000, &[0x66, 0x0f, 0xfe, 0x0e, 0, 0x20, 0x66, 0x0f, 0x7e, 0xc8]).unwrap();
+    ram.store_u32(0x2000, 40);
+    cpu.state.cr4 = cr4::OSFXSR;
+    cpu.state.vec[1].0[0] = 2;
+    assert_eq!(cpu.run(2), Exit::Budget);
+    assert_eq!(cpu.state.gpr[0] as u32, 42);
+}
