@@ -583,6 +583,72 @@ impl Lapic {
         self.settle(cx);
     }
 
+    /// The registers as an accelerator's own local APIC takes them: 32-bit words 16 bytes apart, as in the memory-mapped page (§10.4.1). In
+    /// x2APIC mode too the ID is in bits 31-24.
+    pub fn page(&self, now: Ns) -> Box<[u8; 1024]> {
+        let s = &self.state;
+        let mut page = Box::new([0; 1024]);
+        let mut set =
+            |register: usize, value: u32| page[register * 16..][..4].copy_from_slice(&value.to_le_bytes());
+        set(0x02, s.id << 24);
+        set(0x03, VERSION.reset as u32);
+        set(0x08, u32::from(s.tpr));
+        set(0x0d, s.ldr);
+        set(0x0e, s.dfr);
+        set(0x0f, s.svr);
+        for i in 0..8 {
+            set(0x10 + i, s.isr[i]);
+            set(0x18 + i, s.tmr[i]);
+            set(0x20 + i, s.irr[i]);
+        }
+        set(0x28, s.esr);
+        set(0x30, s.icr as u32);
+        set(0x31, (s.icr >> 32) as u32);
+        for (i, l) in s.lvt.iter().enumerate() {
+            set(0x32 + i, *l);
+        }
+        set(0x38, s.initial);
+        set(0x39, s.current(now, self.config.timer_hz));
+        set(0x3e, s.divide);
+        page
+    }
+
+    /// Takes over from an accelerator's own local APIC: its page, IA32_APIC_BASE, and the armed TSC deadline as
+    /// [`Lapic::set_tsc_deadline`] takes it.
+    pub fn adopt(&mut self, page: &[u8; 1024], base: u64, tsc_deadline: u64, cx: &mut Cx<'_>) {
+        let get = |register: usize| {
+            let at = register * 16;
+            u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
+        };
+        let mut s = State::new(&self.config);
+        s.base = base & !0x2ff;
+        s.tpr = get(0x08) as u8;
+        s.ldr = get(0x0d) & 0xff00_0000;
+        s.dfr = get(0x0e) | 0x0fff_ffff;
+        s.svr = get(0x0f) & 0x11ff;
+        for i in 0..8 {
+            s.isr[i] = get(0x10 + i);
+            s.tmr[i] = get(0x18 + i);
+            s.irr[i] = get(0x20 + i);
+        }
+        (s.isr[0], s.irr[0]) = (s.isr[0] & !0xffff, s.irr[0] & !0xffff);
+        s.esr = get(0x28) & 0xff;
+        s.icr = u64::from(get(0x31)) << 32 | u64::from(get(0x30));
+        for i in 0..6 {
+            s.lvt[i] = get(0x32 + i) & 0x7_ffff;
+        }
+        s.initial = get(0x38);
+        s.loaded = get(0x39);
+        s.loaded_at = cx.now();
+        s.divide = get(0x3e) & 0xb;
+        if s.mode() == 2 {
+            s.tsc_deadline = tsc_deadline;
+        }
+        self.state = s;
+        self.arm(cx, 0);
+        self.settle(cx);
+    }
+
     fn map(&self, cx: &mut Cx<'_>) {
         let s = &self.state;
         cx.map(0, (s.enabled() && !s.x2apic()).then_some(s.base & !0xfff));
@@ -1324,6 +1390,42 @@ mod tests {
         b.call(|d, cx| d.set_apic_base(BASE_ADDRESS | BASE_BSP, cx));
         assert!(b.device.interrupt_pending());
         assert_eq!(b.maps[&0], None);
+    }
+
+    #[test]
+    fn a_page_carries_the_registers_over() {
+        let mut a = bench(0);
+        for (offset, value) in [
+            (0x80, 0x20),
+            (0xd0, 0x0100_0000),
+            (0x350, 0x8060),
+            (0x320, 0x2_0031),
+            (0x3e0, 0xb),
+            (0x380, 100_000),
+        ] {
+            a.write(0, offset, 4, value);
+        }
+        a.call(|d, cx| {
+            d.message(
+                &ApicMessage::Deliver {
+                    destination: 0,
+                    logical: false,
+                    mode: Delivery::Fixed,
+                    vector: 0x55,
+                    level: false,
+                    except: None,
+                },
+                cx,
+            )
+        });
+        a.run(ms(3));
+        let (page, base) = (a.device.page(a.now()), a.device.apic_base());
+        let mut b = bench(0);
+        b.skip(a.now());
+        b.call(|d, cx| d.adopt(&page, base, 0, cx));
+        assert_eq!(b.device.page(b.now()), page);
+        assert_eq!(b.next_timer(), a.next_timer());
+        assert_eq!(ack(&mut b), ack(&mut a));
     }
 
     #[test]
