@@ -10,7 +10,7 @@ use hyaline_space::{AddressSpace, DeviceId, Origin, Region};
 use hyaline_x86::env::Signals;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::Thread;
 
 /// The host's side of a device channel (a serial port's characters, a network card's frames).
@@ -131,6 +131,7 @@ pub struct Core {
     smram: RwLock<Option<Box<dyn Fn(Smram) + Send + Sync>>>,
     log: RwLock<Option<Arc<dyn Log>>>,
     events: Mutex<Vec<Event>>,
+    happened: Condvar,
     pending: AtomicBool,
     random: Mutex<Option<u64>>,
 }
@@ -169,6 +170,7 @@ impl Core {
             smram: RwLock::new(None),
             log: RwLock::new(None),
             events: Mutex::default(),
+            happened: Condvar::new(),
             pending: AtomicBool::new(false),
             random: Mutex::new(seed),
         })
@@ -243,7 +245,13 @@ impl Core {
     pub fn event(&self, event: Event) {
         lock(&self.events).push(event);
         self.pending.store(true, Ordering::SeqCst);
+        self.happened.notify_all();
         self.kick();
+    }
+    /// Sleeps until an event waits.
+    pub fn wait_event(&self) {
+        let events = lock(&self.events);
+        drop(self.happened.wait_while(events, |e| e.is_empty()));
     }
     /// Takes the oldest event.
     pub fn take_event(&self) -> Option<Event> {

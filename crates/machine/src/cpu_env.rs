@@ -2,6 +2,7 @@
 
 use crate::chassis::Core;
 use crate::clock::TimeBase;
+use crate::pc::Pc;
 use hyaline_device::{Cx, Slot, Source};
 use hyaline_devices::intc::lapic::Lapic;
 use hyaline_space::AddressSpace;
@@ -34,8 +35,8 @@ pub struct CpuEnv {
     pub index: u8,
     /// Its request word.
     pub signals: Arc<Signals>,
-    /// Its local APIC.
-    pub lapic: Arc<Slot>,
+    /// Its local APIC; None when the accelerator has it.
+    pub lapic: Option<Arc<Slot>>,
     /// The 8259 pair, which answers for the local APIC's ExtINT.
     pub pic: Arc<Slot>,
     /// Deterministic machines: where the count becomes time.
@@ -43,8 +44,24 @@ pub struct CpuEnv {
 }
 
 impl CpuEnv {
+    /// The surroundings of processor `index` of a board.
+    pub fn new(pc: &Pc, index: u8) -> CpuEnv {
+        let n = usize::from(index);
+        CpuEnv {
+            core: pc.core.clone(),
+            memory: pc.memory.clone(),
+            ports: pc.ports.clone(),
+            index,
+            signals: pc.cpus[n].signals.clone(),
+            lapic: pc.lapics.get(n).cloned(),
+            pic: pc.pic.clone(),
+            count: pc.count.clone(),
+        }
+    }
+
     fn with_lapic<R>(&self, f: impl FnOnce(&mut Lapic, &mut Cx<'_>) -> R) -> Option<R> {
         self.lapic
+            .as_ref()?
             .with(|d, cx| d.as_any().and_then(|a| a.downcast_mut::<Lapic>()).map(|l| f(l, cx)))
             .flatten()
     }
@@ -75,7 +92,8 @@ impl Env for CpuEnv {
         self.catch_up(icount);
     }
     fn acknowledge(&mut self) -> Option<u8> {
-        if let Some(vector) = self.lapic.acknowledge() {
+        let Some(lapic) = &self.lapic else { return self.pic.acknowledge() };
+        if let Some(vector) = lapic.acknowledge() {
             return Some(vector);
         }
         let external = self.with_lapic(|l, cx| l.acknowledge_external(cx)).unwrap_or(false);

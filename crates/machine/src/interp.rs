@@ -44,34 +44,17 @@ impl Listener for Remap {
 impl Interp {
     /// Makes the processors, at reset.
     pub fn new(pc: &Pc, model: impl Fn(u8) -> Arc<CpuModel>) -> Interp {
-        let count = Arc::new(Count::default());
-        let cpus = (0..pc.cpus.len() as u8).map(|n| {
-            let port = &pc.cpus[usize::from(n)];
-            let env = CpuEnv {
-                core: pc.core.clone(),
-                memory: pc.memory.clone(),
-                ports: pc.ports.clone(),
-                index: n,
-                signals: port.signals.clone(),
-                lapic: pc.lapics[usize::from(n)].clone(),
-                pic: pc.pic.clone(),
-                count: count.clone(),
-            };
-            Cpu::new(CpuState::at_reset(n == 0), Box::new(env), model(n))
-        });
+        let cpus = (0..pc.cpus.len() as u8)
+            .map(|n| Cpu::new(CpuState::at_reset(n == 0), Box::new(CpuEnv::new(pc, n)), model(n)));
         let cpus: Vec<Cpu> = cpus.collect();
         let signals = pc.cpus.iter().map(|c| c.signals.clone()).collect();
         watch_map(&pc.memory, signals);
-        Interp { core: pc.core.clone(), cpus, count, turn: 0, left: 0 }
+        Interp { core: pc.core.clone(), cpus, count: pc.count.clone(), turn: 0, left: 0 }
     }
 
     /// Number of processors.
     pub fn len(&self) -> usize {
         self.cpus.len()
-    }
-    /// A machine has at least one.
-    pub fn is_empty(&self) -> bool {
-        self.cpus.is_empty()
     }
     /// A processor's state.
     pub fn state(&self, index: usize) -> &CpuState {

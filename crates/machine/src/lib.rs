@@ -8,6 +8,7 @@ pub mod cpu_dump;
 pub mod cpu_env;
 mod devices;
 mod interp;
+mod kvm;
 pub mod load;
 mod machine;
 pub mod pc;

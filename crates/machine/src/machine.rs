@@ -2,12 +2,16 @@
 
 use crate::chassis::{Channel, Core, Event};
 use crate::clock::{Clock, TimeBase};
-use crate::config::{Accel, Config, RtcBase};
+use crate::config::{Accel, Config, KernelIrqchip, RtcBase};
 use crate::cpu_env::TSC_HZ;
 use crate::interp::Interp;
+use crate::kvm::KvmEngine;
 use crate::load::{self, Layout, Loaded};
-use crate::pc::{BoardError, Pc};
-use hyaline_device::Reset;
+use crate::pc::{BoardError, Chips, Pc};
+use hyaline_device::state::Value;
+use hyaline_device::{Cx, Device, Reset};
+use hyaline_devices::intc::lapic::{self, Lapic};
+use hyaline_kvm::{Kvm, LapicPage};
 use hyaline_x86::CpuModel;
 use hyaline_x86::cpuid::{Accelerator, HostCpu, Topology};
 use hyaline_x86::env::Signals;
@@ -54,6 +58,12 @@ const SEABIOS: [&str; 5] = [
     "/usr/share/edk2/seabios/bios-256k.bin",
 ];
 
+/// Who runs the processors.
+enum Engine {
+    Interp(Box<Interp>),
+    Kvm(Box<KvmEngine>),
+}
+
 /// A machine.
 pub struct Machine {
     /// What it was made from.
@@ -67,7 +77,7 @@ pub struct Machine {
     /// What was booted, in words.
     pub booted: String,
     firmware: Option<Vec<u8>>,
-    interp: Interp,
+    engine: Engine,
     timers: Option<JoinHandle<()>>,
 }
 
@@ -97,19 +107,31 @@ impl Machine {
             (TimeBase::Host, wall, None)
         };
         let core = Core::new(Clock::new(base, wall), seed);
-        let pc = Pc::new(&config, core.clone(), firmware.as_deref(), false)?;
-        let spec = config.cpu.clone().unwrap_or_else(|| "max".into());
-        let model = CpuModel::parse(&spec, &HostCpu::detect(), Accelerator::Software)
-            .map_err(|e| MachineError::Cpu(e.to_string()))?;
-        remarks.extend(model.warnings().iter().map(|w| format!("-cpu {spec}: {w}")));
-        let model = Arc::new(model.with_tsc_hz(TSC_HZ).with_topology(Topology {
-            sockets: 1,
-            cores: u32::from(config.cpus),
-            threads: 1,
-        }));
-        let interp = Interp::new(&pc, |_| model.clone());
+        let kvm = open_kvm(&config, &mut remarks)?;
+        let chips = match (&kvm, config.irqchip) {
+            (None, _) | (_, KernelIrqchip::Off) => Chips::Ours,
+            (_, KernelIrqchip::Split) => Chips::LapicInKernel,
+            (_, KernelIrqchip::On) => Chips::AllInKernel,
+        };
+        let pc = Pc::new(&config, core.clone(), firmware.as_deref(), chips)?;
+        let engine = match kvm {
+            Some(kvm) => {
+                let engine = KvmEngine::new(&kvm, &pc, config.irqchip, config.cpu.as_deref())
+                    .map_err(MachineError::Accel)?;
+                Engine::Kvm(Box::new(engine))
+            }
+            None => {
+                let spec = config.cpu.as_deref().unwrap_or("max");
+                let model = CpuModel::parse(spec, &HostCpu::detect(), Accelerator::Software)
+                    .map_err(|e| MachineError::Cpu(e.to_string()))?;
+                remarks.extend(model.warnings().iter().map(|w| format!("-cpu {spec}: {w}")));
+                let topology = Topology { sockets: 1, cores: u32::from(config.cpus), threads: 1 };
+                let model = Arc::new(model.with_tsc_hz(TSC_HZ).with_topology(topology));
+                Engine::Interp(Box::new(Interp::new(&pc, |_| model.clone())))
+            }
+        };
         let mut machine =
-            Machine { config, core, pc, remarks, booted: String::new(), firmware, interp, timers: None };
+            Machine { config, core, pc, remarks, booted: String::new(), firmware, engine, timers: None };
         match machine.config.restore.clone() {
             Some(path) => machine.restore(&path)?,
             None => machine.reset(Reset::Power)?,
@@ -128,8 +150,11 @@ impl Machine {
         for placed in &self.pc.devices {
             placed.slot.reset(kind);
         }
-        for n in 0..self.interp.len() {
-            self.interp.set_state(n, CpuState::at_reset(n == 0));
+        if let Engine::Kvm(kvm) = &mut self.engine {
+            kvm.reset_lapics(self.firmware.is_none()).map_err(MachineError::Accel)?;
+        }
+        for n in 0..usize::from(self.config.cpus) {
+            self.set_cpu(n, CpuState::at_reset(n == 0))?;
         }
         if self.firmware.is_some() {
             self.booted = format!(
@@ -138,8 +163,16 @@ impl Machine {
             );
         } else {
             let Loaded { state, what } = self.load_images()?;
-            self.interp.set_state(0, *state);
+            self.set_cpu(0, *state)?;
             self.booted = what;
+        }
+        Ok(())
+    }
+
+    fn set_cpu(&mut self, index: usize, state: CpuState) -> Result<(), MachineError> {
+        match &mut self.engine {
+            Engine::Interp(interp) => interp.set_state(index, state),
+            Engine::Kvm(kvm) => kvm.set_state(index, &state, None, false).map_err(MachineError::Accel)?,
         }
         Ok(())
     }
@@ -168,17 +201,29 @@ impl Machine {
 
     /// Who executes the guest.
     pub fn accel(&self) -> Accel {
-        Accel::Interp
+        match &self.engine {
+            Engine::Interp(_) => Accel::Interp,
+            Engine::Kvm(_) => Accel::Kvm,
+        }
     }
 
     /// Instructions executed so far, where they are counted.
     pub fn instructions(&self) -> Option<u64> {
-        Some(self.interp.instructions())
+        match &self.engine {
+            Engine::Interp(interp) => Some(interp.instructions()),
+            Engine::Kvm(_) => None,
+        }
     }
 
     /// A processor's state.
-    pub fn cpu_state(&mut self, index: usize) -> CpuState {
-        self.interp.state(index).clone()
+    ///
+    /// # Errors
+    /// KVM can't give it.
+    pub fn cpu_state(&mut self, index: usize) -> Result<CpuState, MachineError> {
+        match &mut self.engine {
+            Engine::Interp(interp) => Ok(interp.state(index).clone()),
+            Engine::Kvm(kvm) => kvm.state(index).map_err(MachineError::Accel),
+        }
     }
 
     /// Runs until something happens that the caller decides on. Time passes only in here.
@@ -196,34 +241,71 @@ impl Machine {
                 .map_err(MachineError::Thread)?;
             self.timers = Some(thread);
         }
-        let event = self.interp.run(&self.pc.cpus);
+        let event = match &mut self.engine {
+            Engine::Interp(interp) => interp.run(&self.pc.cpus),
+            Engine::Kvm(kvm) => {
+                let event = kvm.run(&self.pc.cpus, &self.pc.ioapic);
+                self.remarks.append(&mut kvm.remarks);
+                event
+            }
+        };
         self.core.clock.stop();
         Ok(event)
     }
 
-    /// Brings what the accelerator holds into the machine's own devices, before saving.
-    pub(crate) fn fetch_accelerator_state(&mut self) -> Result<(), MachineError> {
-        Ok(())
+    /// The local APICs' states, also when the kernel has them: as the chip saves itself.
+    pub(crate) fn lapic_states(&mut self) -> Result<Vec<(String, Value)>, MachineError> {
+        let Engine::Kvm(kvm) = &mut self.engine else { return Ok(Vec::new()) };
+        if !kvm.has_lapics() {
+            return Ok(Vec::new());
+        }
+        let mut states = Vec::new();
+        for n in 0..usize::from(self.config.cpus) {
+            let mut chip = Lapic::new(lapic::Config::new(n as u32, TSC_HZ));
+            kvm.lapic(n, &mut chip).map_err(MachineError::Accel)?;
+            let name = format!("lapic{n}");
+            let state = chip.save().map_err(|e| MachineError::Device(name.clone(), e))?;
+            states.push((name, state));
+        }
+        Ok(states)
     }
 
-    /// Gives processors their restored states.
-    pub(crate) fn load_accelerator_state(
+    /// Gives processors their restored states, with the local APICs' where the kernel has those.
+    pub(crate) fn load_processors(
         &mut self,
         cpus: Vec<(usize, CpuState)>,
+        lapics: &[(String, Value)],
     ) -> Result<(), MachineError> {
         for (n, state) in cpus {
-            self.interp.set_state(n, state);
+            match &mut self.engine {
+                Engine::Interp(interp) => interp.set_state(n, state),
+                Engine::Kvm(kvm) => {
+                    let name = format!("lapic{n}");
+                    let page = match lapics.iter().find(|(l, _)| *l == name) {
+                        Some((_, value)) => {
+                            let mut chip = Lapic::new(lapic::Config::new(n as u32, TSC_HZ));
+                            let mut cx = Cx::new(&*self.core, &*self.core, None);
+                            chip.load(value, &mut cx).map_err(|e| MachineError::Device(name, e))?;
+                            Some(LapicPage(chip.page(self.core.clock.now())))
+                        }
+                        None => None,
+                    };
+                    kvm.set_state(n, &state, page, true).map_err(MachineError::Accel)?;
+                }
+            }
         }
         Ok(())
     }
 
     /// What is to be said when a processor shuts down: why, where, and what led there.
     pub fn triple_fault_report(&mut self, cpu: u8) -> String {
-        let state = self.cpu_state(usize::from(cpu));
+        let text = match self.cpu_state(usize::from(cpu)) {
+            Ok(state) => crate::cpu_dump::text(cpu, &state),
+            Err(e) => format!("its state can't be had: {e}"),
+        };
         format!(
             "hyaline: the guest's processor {cpu} shut down after a triple fault: an exception could not be delivered, nor the double fault that \
-             followed\n{}",
-            crate::cpu_dump::text(cpu, &state)
+             followed\n{text}"
         )
     }
 
@@ -243,6 +325,29 @@ impl Drop for Machine {
             port.signals.raise(Signals::KICK);
             port.set_waker(None);
         }
+    }
+}
+
+/// Opens KVM if it is the first accelerator that can be had; None: the software CPU.
+fn open_kvm(config: &Config, remarks: &mut Vec<String>) -> Result<Option<Kvm>, MachineError> {
+    let mut last = None;
+    for accel in &config.accels {
+        match accel {
+            Accel::Interp => {
+                if let Some(e) = last.take() {
+                    remarks.push(format!("{e}; going on with the software CPU"));
+                }
+                return Ok(None);
+            }
+            Accel::Kvm => match Kvm::open() {
+                Ok(kvm) => return Ok(Some(kvm)),
+                Err(e) => last = Some(e),
+            },
+        }
+    }
+    match last {
+        Some(e) => Err(MachineError::Accel(format!("-accel kvm: {e}"))),
+        None => Ok(None),
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::acpi;
 use crate::chassis::{Core, CpuPort};
 use crate::config::Config;
-use crate::cpu_env::TSC_HZ;
+use crate::cpu_env::{Count, TSC_HZ};
 use crate::load::{E820, E820Kind};
 use hyaline_device::{Device, Place, Shadow, Slot};
 use hyaline_devices::firmware::fw_cfg::{self, FwCfg};
@@ -25,6 +25,7 @@ use hyaline_devices::timer::i8254::I8254;
 use hyaline_devices::timer::mc146818::{Contents, Mc146818};
 use hyaline_ram::RamBlock;
 use hyaline_space::{Actor, AddressSpace, Io, IoError, Limits, Origin, Region};
+use hyaline_x86::env::Signals;
 use std::sync::Arc;
 
 /// Why a machine can't be put together.
@@ -36,6 +37,17 @@ impl From<hyaline_space::SpaceError> for BoardError {
     fn from(e: hyaline_space::SpaceError) -> Self {
         BoardError(e.to_string())
     }
+}
+
+/// Which chips the board has itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chips {
+    /// All.
+    Ours,
+    /// Local APICs are the accelerator's.
+    LapicInKernel,
+    /// Local APICs, I/O APIC, 8259 pair and 8254 are the accelerator's.
+    AllInKernel,
 }
 
 /// A device and where it came from.
@@ -72,6 +84,8 @@ pub struct Pc {
     pub lapics: Vec<Arc<Slot>>,
     /// Processors.
     pub cpus: Vec<Arc<CpuPort>>,
+    /// Where a deterministic machine's instruction count becomes time.
+    pub count: Arc<Count>,
     /// Serial ports COM1 to COM4.
     pub serials: Vec<Option<Arc<Slot>>>,
     /// Debug console.
@@ -159,7 +173,7 @@ impl Io for ConfigWindow {
 }
 
 impl Pc {
-    /// Puts the board together. With `kernel_chips` the local APICs are left to the accelerator.
+    /// Puts the board together. What `chips` says is the accelerator's own is left out.
     ///
     /// # Errors
     /// Memory the host can't give, two devices in one place, an unknown device or property: in words.
@@ -167,7 +181,7 @@ impl Pc {
         config: &Config,
         core: Arc<Core>,
         firmware: Option<&[u8]>,
-        kernel_lapic: bool,
+        chips: Chips,
     ) -> Result<Pc, BoardError> {
         let size = config.memory;
         if size < 1 << 20 {
@@ -214,7 +228,7 @@ impl Pc {
         let mut lapics = Vec::new();
         let mut cpus = Vec::new();
         for n in 0..config.cpus {
-            let lapic = (!kernel_lapic).then(|| {
+            let lapic = (chips == Chips::Ours).then(|| {
                 let chip = Lapic::new(lapic::Config::new(u32::from(n), TSC_HZ));
                 slot(&format!("lapic{n}"), Box::new(chip), id)
             });
@@ -245,6 +259,7 @@ impl Pc {
             ioapic: ioapic.clone(),
             lapics,
             cpus,
+            count: Arc::default(),
             serials: Vec::new(),
             debugcon: None,
             fw_cfg,
@@ -256,9 +271,9 @@ impl Pc {
             config_root,
             next_pci: 2,
         };
-        pc.interrupt_controllers()?;
+        pc.interrupt_controllers(chips)?;
         pc.chipset()?;
-        pc.timers(config)?;
+        pc.timers(config, chips)?;
         pc.legacy(config)?;
         pc.fill_fw_cfg(config)?;
         for spec in &config.devices {
@@ -336,7 +351,10 @@ impl Pc {
         }
     }
 
-    fn interrupt_controllers(&mut self) -> Result<(), BoardError> {
+    fn interrupt_controllers(&mut self, chips: Chips) -> Result<(), BoardError> {
+        if chips == Chips::AllInKernel {
+            return Ok(());
+        }
         let (pic, ioapic) = (self.pic.clone(), self.ioapic.clone());
         self.map_ports(&pic, 0, 0x20)?;
         self.map_ports(&pic, 1, 0xa0)?;
@@ -348,7 +366,17 @@ impl Pc {
         self.wire_isa();
         let intr = self.core.line("intr");
         pic.bind(0, &intr);
-        if !self.lapics.is_empty() {
+        if self.lapics.is_empty() {
+            // The 8259's output is the bootstrap processor's own interrupt pin.
+            let port = self.cpus[0].clone();
+            intr.connect(Arc::new(move |level: bool| {
+                if level {
+                    port.raise(Signals::INTERRUPT);
+                } else {
+                    port.signals.clear(Signals::INTERRUPT);
+                }
+            }));
+        } else {
             let banks: Vec<_> = self.lapics.iter().map(|l| l.bank(0)).collect();
             let limits = *banks[0].limits();
             let window =
@@ -452,10 +480,13 @@ impl Pc {
         Ok(())
     }
 
-    fn timers(&mut self, config: &Config) -> Result<(), BoardError> {
+    fn timers(&mut self, config: &Config, chips: Chips) -> Result<(), BoardError> {
         let pit = self.slot("pit", Box::new(I8254::new()));
-        self.map_ports(&pit, 0, 0x40)?;
-        self.map_ports(&pit, 1, 0x61)?;
+        if chips != Chips::AllInKernel {
+            self.map_ports(&pit, 0, 0x40)?;
+            self.map_ports(&pit, 1, 0x61)?;
+            self.place(&pit);
+        }
         let contents = Contents {
             below_4g: self.low_ram,
             above_4g: config.memory - self.low_ram,
@@ -464,7 +495,6 @@ impl Pc {
         };
         let rtc = self.slot("rtc", Box::new(Mc146818::new(&contents)));
         self.map_ports(&rtc, 0, 0x70)?;
-        self.place(&pit);
         self.place(&rtc);
         let (irq0, irq8) = (self.core.line("isa.irq0"), self.core.line("isa.irq8"));
         if config.hpet {
@@ -480,7 +510,9 @@ impl Pc {
             hpet.bind_named("irq8", &irq8);
             for n in (0..24).filter(|n| HPET_ROUTES >> n & 1 != 0) {
                 let line = self.core.line(&format!("gsi{n}"));
-                line.connect(self.ioapic.sink(n));
+                if chips != Chips::AllInKernel {
+                    line.connect(self.ioapic.sink(n));
+                }
                 hpet.bind_named(&format!("gsi{n}"), &line);
             }
             self.place(&hpet);

@@ -45,6 +45,12 @@ fn decode<T: DeserializeOwned>(r: &Reader, name: &str, data: &[u8]) -> Result<T,
 }
 
 impl Machine {
+    /// All devices but the local APICs, which each accelerator has in its own way and whose states are always saved.
+    fn devices(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        let all = self.pc.devices.iter().map(|d| (d.slot.name().to_string(), d.slot.chip().name.to_string()));
+        all.filter(|(_, chip)| chip != "lapic")
+    }
+
     fn head(&self) -> Head {
         Head {
             program: format!("hyaline {}", env!("CARGO_PKG_VERSION")),
@@ -70,17 +76,20 @@ impl Machine {
     /// # Errors
     /// The file can't be written, or a device can't be saved.
     pub fn save(&mut self, path: &Path) -> Result<(), MachineError> {
-        self.fetch_accelerator_state()?;
+        let lapics = self.lapic_states()?;
         let mut w = Writer::create(path)?;
         w.section("machine", &encode(&self.head()))?;
         for n in 0..usize::from(self.config.cpus) {
-            w.section(&format!("cpu{n}"), &encode(&self.cpu_state(n)))?;
+            w.section(&format!("cpu{n}"), &encode(&self.cpu_state(n)?))?;
         }
         let waiting: Vec<u32> = self.pc.cpus.iter().map(|c| c.signals.pending()).collect();
         w.section("signals", &encode(&waiting))?;
         for d in &self.pc.devices {
             let state = d.slot.save().map_err(|e| MachineError::Device(d.slot.name().into(), e))?;
             w.section(&format!("device:{}", d.slot.name()), &encode(&state))?;
+        }
+        for (name, state) in &lapics {
+            w.section(&format!("device:{name}"), &encode(state))?;
         }
         let lines: BTreeMap<String, u64> =
             self.core.lines().iter().map(|l| (l.name().to_string(), l.levels())).collect();
@@ -116,7 +125,9 @@ impl Machine {
         }
         let mut missing: Vec<String> = (0..self.config.cpus).map(|n| format!("cpu{n}")).collect();
         missing.extend(["signals".to_string(), "lines".to_string()]);
-        missing.extend(self.pc.devices.iter().map(|d| format!("device:{}", d.slot.name())));
+        missing.extend(self.devices().map(|(name, _)| format!("device:{name}")));
+        missing.extend((0..self.config.cpus).map(|n| format!("device:lapic{n}")));
+        let mut lapics: Vec<(String, Value)> = Vec::new();
         self.core.timers.clear();
         self.core.clock.restore(saved.now, saved.wall_at_zero);
         let mut cpus: Vec<(usize, CpuState)> = Vec::new();
@@ -147,8 +158,11 @@ impl Machine {
             } else if let Some(device) = name.strip_prefix("device:") {
                 let state: Value = decode(&r, &name, &data)?;
                 let slot = self.pc.devices.iter().find(|d| d.slot.name() == device).map(|d| d.slot.clone());
-                if let Some(slot) = slot {
-                    slot.load(&state).map_err(|e| MachineError::Device(slot.name().into(), e))?;
+                match slot {
+                    Some(slot) => {
+                        slot.load(&state).map_err(|e| MachineError::Device(slot.name().into(), e))?
+                    }
+                    None => lapics.push((device.to_string(), state)),
                 }
             } else if let Some(n) = name.strip_prefix("cpu").and_then(|n| n.parse().ok()) {
                 let state: CpuState = decode(&r, &name, &data)?;
@@ -164,7 +178,7 @@ impl Machine {
             port.signals.raise(bits & !hyaline_x86::env::Signals::KICK);
         }
         self.booted = saved.booted;
-        self.load_accelerator_state(cpus)
+        self.load_processors(cpus, &lapics)
     }
 
     fn check_head(&self, r: &Reader, saved: &Head) -> Result<(), StateFileError> {

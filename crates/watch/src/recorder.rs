@@ -66,43 +66,27 @@ struct Counters {
     took: AtomicU64,
 }
 
-/// A site's counters of one thread, which alone writes them.
-struct Shard {
+struct Place {
     site: Arc<Site>,
     counters: Counters,
 }
 
-/// Adds without the cost of a locked instruction: for a counter that one thread writes and others read.
-#[inline]
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-}
-
-struct Place {
-    site: Arc<Site>,
-    shards: Vec<Arc<Shard>>,
-}
-
-/// What tells a site from another: the region's number, the register's address, the address space.
-type Key = (u64, usize, String);
-
 #[derive(Default)]
 struct Places {
-    by_key: HashMap<Key, usize>,
-    all: Vec<Place>,
+    by_key: HashMap<(u64, usize, String), Arc<Place>>,
+    all: Vec<Arc<Place>>,
 }
 
-/// A thread's own shards, so that a record needs no lock: all of them, and in front the ones used lately.
+/// Places that a thread found lately, so that a record needs no lock.
 struct Cache {
     recorder: u64,
-    lines: Vec<Option<(u64, usize, Arc<Shard>)>>,
-    all: Option<HashMap<Key, Arc<Shard>>>,
+    lines: Vec<Option<(u64, usize, Arc<Place>)>>,
 }
 
 const LINES: usize = 256;
 
 thread_local! {
-    static CACHE: RefCell<Cache> = const { RefCell::new(Cache { recorder: 0, lines: Vec::new(), all: None }) };
+    static CACHE: RefCell<Cache> = const { RefCell::new(Cache { recorder: 0, lines: Vec::new() }) };
 }
 
 /// Sees all dispatched accesses of the spaces whose observer it is: keeps the last ones of each processor, counts by register, feeds sinks.
@@ -179,18 +163,16 @@ impl Recorder {
     }
     /// Counts of all sites, the busiest first.
     pub fn counts(&self) -> Vec<Count> {
-        let sum = |p: &Place, f: fn(&Counters) -> &AtomicU64| -> u64 {
-            p.shards.iter().map(|s| f(&s.counters).load(Ordering::Relaxed)).sum()
-        };
+        let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         let mut counts: Vec<Count> = lock(&self.places)
             .all
             .iter()
             .map(|p| Count {
                 site: p.site.clone(),
-                reads: sum(p, |c| &c.reads),
-                writes: sum(p, |c| &c.writes),
-                failed: sum(p, |c| &c.failed),
-                took: sum(p, |c| &c.took),
+                reads: get(&p.counters.reads),
+                writes: get(&p.counters.writes),
+                failed: get(&p.counters.failed),
+                took: get(&p.counters.took),
             })
             .collect();
         counts.sort_by_key(|c| (std::cmp::Reverse(c.reads + c.writes), c.site.id));
@@ -208,55 +190,51 @@ impl Recorder {
         self.sinking.store(!sinks.is_empty(), Ordering::Release);
     }
 
-    /// A new shard for the thread that asks.
-    fn shard(&self, key: Key, access: &Access<'_>, register: Option<&'static Register>) -> Arc<Shard> {
-        let mut guard = lock(&self.places);
-        let places = &mut *guard;
-        let next = places.all.len();
-        let at = *places.by_key.entry(key).or_insert(next);
-        if at == next {
-            let site = Arc::new(Site {
-                id: next as u32,
-                space: access.space.to_owned(),
-                region: access.region.id(),
-                path: access.region.path(),
-                name: access.region.name().to_owned(),
-                owner: access.region.owner().to_owned(),
-                register,
-            });
-            places.all.push(Place { site, shards: Vec::new() });
+    fn place(&self, access: &Access<'_>, register: Option<&'static Register>) -> Arc<Place> {
+        let key = (access.region.id(), register_key(register), access.space.to_owned());
+        let mut places = lock(&self.places);
+        if let Some(place) = places.by_key.get(&key) {
+            return place.clone();
         }
-        let place = &mut places.all[at];
-        let shard = Arc::new(Shard { site: place.site.clone(), counters: Counters::default() });
-        place.shards.push(shard.clone());
-        shard
+        let site = Arc::new(Site {
+            id: places.all.len() as u32,
+            space: access.space.to_owned(),
+            region: access.region.id(),
+            path: access.region.path(),
+            name: access.region.name().to_owned(),
+            owner: access.region.owner().to_owned(),
+            register,
+        });
+        let place = Arc::new(Place { site, counters: Counters::default() });
+        places.all.push(place.clone());
+        places.by_key.insert(key, place.clone());
+        place
     }
 
-    /// This thread's shard for an access.
-    fn with_shard<R>(
+    /// The place of an access, by way of this thread's cache.
+    fn with_place<R>(
         &self,
         access: &Access<'_>,
         register: Option<&'static Register>,
-        f: impl FnOnce(&Arc<Shard>) -> R,
+        f: impl FnOnce(&Arc<Place>) -> R,
     ) -> R {
         let (region, reg) = (access.region.id(), register_key(register));
         CACHE.with_borrow_mut(|cache| {
-            if cache.recorder != self.id {
-                *cache = Cache { recorder: self.id, lines: vec![None; LINES], all: None };
+            if cache.recorder != self.id || cache.lines.len() != LINES {
+                cache.recorder = self.id;
+                cache.lines.clear();
+                cache.lines.resize(LINES, None);
             }
             let at = (region as usize).wrapping_mul(31).wrapping_add(reg / align_of::<Register>()) % LINES;
             let hit = cache.lines.get(at).and_then(Option::as_ref);
-            let hit = hit.filter(|(r, g, s)| *r == region && *g == reg && s.site.space == access.space);
-            if let Some((.., shard)) = hit {
-                return f(shard);
+            let hit = hit.filter(|(r, g, p)| *r == region && *g == reg && p.site.space == access.space);
+            if let Some((.., place)) = hit {
+                return f(place);
             }
-            let key = (region, reg, access.space.to_owned());
-            let all = cache.all.get_or_insert_default();
-            let shard =
-                all.entry(key).or_insert_with_key(|key| self.shard(key.clone(), access, register)).clone();
-            let result = f(&shard);
+            let place = self.place(access, register);
+            let result = f(&place);
             if let Some(line) = cache.lines.get_mut(at) {
-                *line = Some((region, reg, shard));
+                *line = Some((region, reg, place));
             }
             result
         })
@@ -286,22 +264,22 @@ impl Observer for Recorder {
             outcome: access.outcome,
         };
         let others = self.rings.len() - 1;
-        let (ring, own) = match access.who.actor {
-            Actor::Vcpu(n) if usize::from(n) < others => (usize::from(n), true),
-            _ => (others, false),
+        let ring = match access.who.actor {
+            Actor::Vcpu(n) if usize::from(n) < others => usize::from(n),
+            _ => others,
         };
-        let sunk = self.with_shard(access, register, |shard| {
-            record.site = shard.site.id;
-            let c = &shard.counters;
-            add(if access.is_write { &c.writes } else { &c.reads }, 1);
-            add(&c.took, u64::from(record.took));
+        let sunk = self.with_place(access, register, |place| {
+            record.site = place.site.id;
+            let c = &place.counters;
+            (if access.is_write { &c.writes } else { &c.reads }).fetch_add(1, Ordering::Relaxed);
+            c.took.fetch_add(u64::from(record.took), Ordering::Relaxed);
             if !access.outcome.is_ok() {
-                add(&c.failed, 1);
+                c.failed.fetch_add(1, Ordering::Relaxed);
             }
-            self.sinking.load(Ordering::Acquire).then(|| shard.site.clone())
+            self.sinking.load(Ordering::Acquire).then(|| place.site.clone())
         });
         if let Some(ring) = self.rings.get(ring) {
-            if own { ring.push_alone(&record) } else { ring.push(&record) }
+            ring.push(&record);
         }
         if let Some(site) = sunk {
             // Not under the lock: a sink may make accesses of its own.

@@ -3,7 +3,7 @@
 use crate::record::{AccessRecord, WORDS};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// A ring of records. Where several threads write (bus masters), a record that two of them write at the same time, one whole
+/// A ring of records. One thread writes as a rule; where several do (bus masters), a record that two of them write at the same time, one whole
 /// turn apart, may be dropped by readers or be mixed of both.
 pub(crate) struct Ring {
     head: AtomicU64,
@@ -17,22 +17,10 @@ impl Ring {
         Ring { head: AtomicU64::new(0), slots }
     }
 
-    /// For a ring that several threads write.
     #[inline]
     pub(crate) fn push(&self, record: &AccessRecord) {
-        self.put(self.head.fetch_add(1, Ordering::Relaxed), record);
-    }
-    /// For a ring that one thread writes at a time.
-    #[inline]
-    pub(crate) fn push_alone(&self, record: &AccessRecord) {
-        let head = self.head.load(Ordering::Relaxed);
-        self.head.store(head.wrapping_add(1), Ordering::Relaxed);
-        self.put(head, record);
-    }
-
-    #[inline]
-    fn put(&self, head: u64, record: &AccessRecord) {
-        let Some(slot) = self.slots.get(head as usize & (self.slots.len() - 1)) else { return };
+        let at = self.head.fetch_add(1, Ordering::Relaxed) as usize & (self.slots.len() - 1);
+        let Some(slot) = self.slots.get(at) else { return };
         let words = record.pack();
         // A reader that sees the same running number before and after has seen one record whole.
         slot[0].store(0, Ordering::Relaxed);

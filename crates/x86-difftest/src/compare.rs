@@ -21,25 +21,14 @@ fn ignored_bytes(code: Code) -> &'static [std::ops::Range<usize>] {
 }
 
 /// RFLAGS bits that the manuals leave undefined where iced's table doesn't say so, each with its reason.
-fn more_undefined(case: &Case, i: &Instruction) -> u64 {
+fn more_undefined(i: &Instruction) -> u64 {
     match i.mnemonic() {
         // SDM vol. 2: OF is undefined for counts other than 1, AF always for shifts of a count other than 0; counts in CL
         // aren't known to the decoder.
         Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr => 0x800,
         Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar => 0x810,
         // Counts above the operand size leave everything undefined; OF for counts other than 1.
-        Mnemonic::Shld | Mnemonic::Shrd => {
-            let by_cl = i.op_kind(2) == iced_x86::OpKind::Register;
-            let count = if by_cl { case.before.gpr[1] as u8 } else { i.immediate8() } & 31;
-            let words = matches!(
-                i.code(),
-                Code::Shld_rm16_r16_imm8
-                    | Code::Shld_rm16_r16_CL
-                    | Code::Shrd_rm16_r16_imm8
-                    | Code::Shrd_rm16_r16_CL
-            );
-            if words && count > 16 { 0x8d5 } else { 0x810 }
-        }
+        Mnemonic::Shld | Mnemonic::Shrd => 0x810,
         _ => 0,
     }
 }
@@ -55,7 +44,7 @@ pub fn differences(case: &Case, i: &Instruction, host: &Outcome, ours: &mut Outc
     if (i.is_invalid() || matches!(i.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1)) && case.placed < 15 {
         return out;
     }
-    if vendors_choice(i, host, ours) {
+    if vendors_choice(case, i, host, ours) {
         return out;
     }
     let vector = |v: Option<u8>| v.map_or("none".to_string(), |v| format!("{v}"));
@@ -106,7 +95,7 @@ pub fn differences(case: &Case, i: &Instruction, host: &Outcome, ours: &mut Outc
     if h.rip != o.rip {
         differ("rip", &hex(h.rip), &hex(o.rip));
     }
-    let undefined = if host.vector.is_none() { undefined_flags(i) | more_undefined(case, i) } else { 0 };
+    let undefined = if host.vector.is_none() { undefined_flags(i) | more_undefined(i) } else { 0 };
     let flags = FLAGS & !undefined;
     if (h.rflags ^ o.rflags) & flags != 0 {
         differ(
@@ -207,20 +196,38 @@ pub fn operand(case: &Case, i: &Instruction) -> Option<u64> {
 }
 
 /// Outcomes that differ between processors, or that no manual defines.
-fn vendors_choice(i: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
+fn vendors_choice(case: &Case, i: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
     match i.mnemonic() {
         // With a mask of zeros, whether the page is looked at is left open (SDM vol. 2, MASKMOVDQU).
         Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => {
             matches!(host.vector, Some(13 | 14)) && ours.vector.is_none()
         }
+        // AMD's processors let REPNE turn LOOPE into LOOPNE, and REP the other way round.
+        Mnemonic::Loope => i.has_repne_prefix(),
+        Mnemonic::Loopne => i.has_rep_prefix(),
         // Whether the target or the stack is checked first (Intel's manual: the target).
-        Mnemonic::Call => matches!(host.vector, Some(12 | 14)) && ours.vector == Some(13),
-        // Whether alignment or canonicality is checked first.
-        Mnemonic::Cmpxchg16b => host.vector == Some(13) && ours.vector == Some(12),
+        Mnemonic::Call => host.vector == Some(14) && ours.vector == Some(13),
+        // Counts above the operand's size leave 16-bit results undefined.
+        Mnemonic::Shld | Mnemonic::Shrd => {
+            let count = if i.op_kind(2) == iced_x86::OpKind::Register {
+                case.before.gpr[1] as u8
+            } else {
+                i.immediate8()
+            };
+            matches!(
+                i.code(),
+                Code::Shld_rm16_r16_imm8
+                    | Code::Shld_rm16_r16_CL
+                    | Code::Shrd_rm16_r16_imm8
+                    | Code::Shrd_rm16_r16_CL
+            ) && count & 31 > 16
+        }
         // AMD's processors read four bytes for a destination of two.
         Mnemonic::Movsxd => i.code() == Code::Movsxd_r16_rm16 && host.vector == Some(14),
         // Register forms of the prefetch group raise #UD on AMD's processors.
         Mnemonic::Reservednop => host.vector == Some(6) && ours.vector.is_none(),
+        // REX.B makes F3 90 an XCHG.
+        Mnemonic::Pause => true,
         _ => false,
     }
 }

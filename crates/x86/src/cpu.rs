@@ -273,7 +273,7 @@ impl Cpu {
                 }
             }
         };
-        let slow = self.alignment_checked;
+        let slow = self.alignment_checked || (self.debug_armed && self.in_64bit && false);
         self.segc[seg as usize & 7] =
             if slow { FastSegment { readable: 0, writable: 0, ..fast } } else { fast };
     }
@@ -291,13 +291,9 @@ impl Cpu {
         self.mmu.drop_page(linear);
     }
 
-    /// Code that blocks were made from has been written to by this processor; `before` is the code epoch before the write.
+    /// Code that blocks were made from has been written to by this processor.
     #[cold]
-    pub(crate) fn code_changed(&mut self, before: u64) {
-        if self.epoch == before && hyaline_ram::code::epoch() == before.wrapping_add(1) {
-            // Nobody else did anything meanwhile: what follows is all there is to do.
-            self.epoch = before.wrapping_add(1);
-        }
+    pub(crate) fn code_changed(&mut self) {
         // Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
         self.mmu.renew();
         self.stop_at = 0;

@@ -426,6 +426,14 @@ impl Cpu {
         (0..size).fold(0, |v, i| v | (self.env.memory().load(physical + i, 1, &origin).0 & 0xff) << (8 * i))
     }
 
+    /// After a write to memory that may hold code: what was made from it is void.
+    #[inline]
+    fn after_write(&mut self, hit: bool) {
+        if hit {
+            self.code_changed();
+        }
+    }
+
     /// Stores up to 8 bytes within a page to physical memory.
     pub(crate) fn physical_store(&mut self, physical: u64, size: u64, value: u64) {
         if let Backing::Memory { block, offset, readonly: false } =
@@ -434,7 +442,6 @@ impl Cpu {
             let at = offset | physical & (PAGE - 1);
             if let Some(ram) = self.mmu.physical.block(block) {
                 let hit = ram_hit(ram, at, size);
-                let epoch = hyaline_ram::code::epoch();
                 let done = match size {
                     1 => ram.store_u8(at, value as u8),
                     2 => ram.store_u16(at, value as u16),
@@ -446,9 +453,7 @@ impl Cpu {
                     }
                 };
                 if done.is_some() {
-                    if hit {
-                        self.code_changed(epoch);
-                    }
+                    self.after_write(hit);
                     return;
                 }
             }

@@ -5,12 +5,9 @@
 //! carry permissions: what may not be accessed is not there. Read, write and execute have tables of their own; memory-mapped
 //! registers, watched pages and pages with code (for writes) are never entered.
 
-use crate::block::AddressHasher;
 use crate::native::mem::{ENTRIES, PAGE, Table};
 use hyaline_ram::RamBlock;
 use hyaline_space::AddressSpace;
-use std::collections::HashSet;
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 /// How a window's owner looks at memory.
@@ -44,8 +41,6 @@ pub(crate) struct Window {
     pub write: Table,
     exec: Box<[ExecEntry]>,
     exec_used: bool,
-    /// Bits by linear page number: code may have been found through such a page under the present generation.
-    exec_pages: Box<[u64; 64]>,
     /// Bits by slot: the entry is of a global page.
     global: [Box<[u64; ENTRIES / 64]>; 2],
     /// Unique number of the present contents: what was derived from them (a linear address's block) is void when it changes.
@@ -59,7 +54,6 @@ impl Window {
             write: Table::new(),
             exec: (0..EXEC_ENTRIES).map(void_exec).collect(),
             exec_used: false,
-            exec_pages: Box::new([0; 64]),
             global: [Box::new([0; ENTRIES / 64]), Box::new([0; ENTRIES / 64])],
             generation,
         })
@@ -72,16 +66,8 @@ impl Window {
         (e.tag == linear & !(PAGE - 1)).then_some(e.physical)
     }
 
-    fn note_exec(&mut self, linear: u64) {
-        let bit = (linear >> 12) as usize & 4095;
-        if let Some(word) = self.exec_pages.get_mut(bit / 64) {
-            *word |= 1 << (bit % 64);
-        }
-    }
-
     pub(crate) fn fill_exec(&mut self, linear: u64, physical: u64, global: bool) {
         self.exec_used = true;
-        self.note_exec(linear);
         if let Some(e) = self.exec.get_mut((linear >> 12) as usize & (EXEC_ENTRIES - 1)) {
             *e = ExecEntry { tag: linear & !(PAGE - 1), physical: physical & !(PAGE - 1), global };
         }
@@ -121,13 +107,8 @@ impl Window {
         }
         if self.exec_used {
             self.exec_used = keep_global;
-            self.exec_pages.fill(0);
-            for i in 0..EXEC_ENTRIES {
-                let Some(e) = self.exec.get_mut(i) else { break };
-                if keep_global && e.global {
-                    let tag = e.tag;
-                    self.note_exec(tag);
-                } else {
+            for (i, e) in self.exec.iter_mut().enumerate() {
+                if !(keep_global && e.global) {
                     *e = void_exec(i);
                 }
             }
@@ -135,11 +116,7 @@ impl Window {
     }
 
     fn drop_page(&mut self, linear: u64, generation: u64) {
-        // Data pages come and go without a word to whoever keeps blocks by linear address.
-        let bit = (linear >> 12) as usize & 4095;
-        if self.exec_pages.get(bit / 64).is_some_and(|w| w >> (bit % 64) & 1 != 0) {
-            self.generation = generation;
-        }
+        self.generation = generation;
         self.read.drop_page(linear);
         self.write.drop_page(linear);
         let i = (linear >> 12) as usize & (EXEC_ENTRIES - 1);
@@ -234,8 +211,6 @@ impl Physical {
     }
 }
 
-/// Large pages noted before all translations are dropped.
-const LARGE_PAGES: usize = 1 << 16;
 /// Address spaces (PCIDs) with windows of their own.
 const SPACES: usize = 8;
 
@@ -257,8 +232,8 @@ pub(crate) struct Mmu {
     view: View,
     counter: u64,
     uses: u64,
-    /// Large pages that were entered, as base | log2(size): INVLPG within one drops the whole range.
-    large: HashSet<u64, BuildHasherDefault<AddressHasher>>,
+    /// Linear ranges of large pages that were entered: INVLPG within one drops the whole range.
+    large: Vec<(u64, u64)>,
 }
 
 impl Mmu {
@@ -273,7 +248,7 @@ impl Mmu {
             view: View::Kernel,
             counter: 1,
             uses: 0,
-            large: HashSet::default(),
+            large: Vec::new(),
         }
     }
 
@@ -364,23 +339,25 @@ impl Mmu {
 
     /// Voids the translation of one linear address in all address spaces (more than INVLPG has to).
     pub(crate) fn drop_page(&mut self, linear: u64) {
-        for shift in [21, 22, 30] {
-            let size = 1_u64 << shift;
-            let base = linear & !(size - 1);
-            if self.large.remove(&(base | shift)) {
-                self.each(|w, n| w.drop_range(base, base | (size - 1), n));
-            }
+        let hits: Vec<(u64, u64)> =
+            self.large.iter().copied().filter(|(from, to)| (*from..=*to).contains(&linear)).collect();
+        self.large.retain(|r| !hits.contains(r));
+        for (from, to) in hits {
+            self.each(|w, n| w.drop_range(from, to, n));
         }
         self.each(|w, n| w.drop_page(linear, n));
     }
 
     /// Notes that a part of a large page was entered.
     pub(crate) fn note_large(&mut self, linear: u64, size: u64) {
-        let key = linear & !(size - 1) | u64::from(size.trailing_zeros());
-        if self.large.len() >= LARGE_PAGES && !self.large.contains(&key) {
+        let range = (linear & !(size - 1), linear | (size - 1));
+        if self.large.last() == Some(&range) || self.large.contains(&range) {
+            return;
+        }
+        if self.large.len() >= 256 {
             self.flush(false);
         }
-        self.large.insert(key);
+        self.large.push(range);
     }
 
     /// Makes everything derived from linear addresses be looked up again.

@@ -42,9 +42,9 @@ pub(super) fn imul1<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
 
 #[inline(always)]
 fn imul<T: Width>(cpu: &mut Cpu, to: u8, a: T, b: T) -> Exec {
-    let (product, over) = (a.sext() as i64).overflowing_mul(b.sext() as i64);
+    let product = i128::from(a.sext() as i64) * i128::from(b.sext() as i64);
     let r = T::from_u64(product as u64);
-    let over = over || r.sext() != product as u64;
+    let over = i128::from(r.sext() as i64) != product;
     cpu.set_reg(to, r);
     cpu.set_cf_of(over, over);
     Ok(())

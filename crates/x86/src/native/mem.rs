@@ -192,12 +192,6 @@ impl Table {
         }
     }
 
-    /// As `find`, for thunks that access the operand themselves: good until an entry is voided.
-    #[inline(always)]
-    pub(super) fn host(&self, linear: u64, size: u64) -> Option<*mut u8> {
-        self.find(linear, size)
-    }
-
     /// Loads, when the table maps the whole access.
     #[inline(always)]
     pub(crate) fn load<T: Scalar>(&self, linear: u64) -> Option<T> {

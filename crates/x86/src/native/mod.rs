@@ -86,7 +86,6 @@ fn handler_of(plan: &Plan) -> Handler {
         (Class::Mmx | Class::SseMmx, ..) => |cpu, insn| execute_mmx(cpu, insn, planned(insn)?),
         (_, Memory::None, false) => execute_registers,
         (_, Memory::Load, false) => execute_load,
-        (_, Memory::Store, false) => execute_store,
         _ => |cpu, insn| execute(cpu, insn, planned(insn)?),
     }
 }
@@ -207,41 +206,46 @@ fn operand(cpu: &Cpu, insn: &Insn, memory: bool) -> (Seg, u64) {
     if memory { cpu.mem_addr(insn) } else { (Seg::Ds, 0) }
 }
 
-/// The host's address of a guest operand of `size` bytes, when it is RAM in one page that the TLB maps for this access.
+/// Loads `size` bytes to the start of the buffer. The common sizes go by whole words, the lower one first: an operand across a
+/// page's end faults as one access would, with CR2 at the second page's start.
 #[inline(always)]
-fn direct(cpu: &Cpu, at: (Seg, u64), size: usize, write: bool) -> Option<*mut u8> {
-    let s = &cpu.segc[at.0 as usize & 7];
-    let limit = if write { s.writable } else { s.readable };
-    if at.1.wrapping_add(size as u64) > limit {
-        return None;
-    }
-    let table = if write { &cpu.mmu.window.write } else { &cpu.mmu.window.read };
-    table.host(s.base.wrapping_add(at.1), size as u64)
-}
-
-/// Copies a vector register's low half by one load and one store: pieces would keep later loads from being forwarded.
-///
-/// # Safety
-/// Sixteen bytes at both addresses are accessible.
-#[inline(always)]
-unsafe fn copy16(from: *const u8, to: *mut u8) {
-    // SAFETY: the caller's promise; guest memory may be written by others meanwhile, so the compiler mustn't see the access.
-    unsafe {
-        std::arch::asm!(
-            "movups {x}, [{f}]", "movups [{t}], {x}",
-            x = out(xmm_reg) _, f = in(reg) from, t = in(reg) to, options(nostack, preserves_flags)
-        );
-    }
-}
-
-/// Loads `size` bytes to the start of the buffer.
 fn general_load(cpu: &mut Cpu, at: (Seg, u64), buffer: &mut Buffer, size: usize) -> Exec {
-    cpu.load_bytes(at.0, at.1, buffer.bytes(size))
+    let (seg, offset) = at;
+    match size {
+        4 => buffer.0[..4].copy_from_slice(&cpu.load::<u32>(seg, offset)?.to_le_bytes()),
+        8 => buffer.0[..8].copy_from_slice(&cpu.load::<u64>(seg, offset)?.to_le_bytes()),
+        16 => {
+            let low = cpu.load::<u64>(seg, offset)?;
+            let high = cpu.load::<u64>(seg, next_offset(cpu, offset, 8))?;
+            buffer.0[..8].copy_from_slice(&low.to_le_bytes());
+            buffer.0[8..16].copy_from_slice(&high.to_le_bytes());
+        }
+        _ => cpu.load_bytes(seg, offset, buffer.bytes(size))?,
+    }
+    Ok(())
 }
 
 /// Stores `size` bytes from the start of the buffer, all or nothing.
+#[inline(always)]
 fn general_store(cpu: &mut Cpu, at: (Seg, u64), buffer: &mut Buffer, size: usize) -> Exec {
-    cpu.store_bytes(at.0, at.1, buffer.bytes(size))
+    match size {
+        4 => cpu.store::<u32>(at.0, at.1, buffer.word(0) as u32),
+        8 => cpu.store::<u64>(at.0, at.1, buffer.word(0)),
+        16 if at.1 & 0xfff <= 0xff0 => {
+            // In one page as far as the offset shows; the base of a segment might shift that, so the first half must not be
+            // written unless the second can be.
+            cpu.probe_write(at.0, at.1, 16)?;
+            cpu.store::<u64>(at.0, at.1, buffer.word(0))?;
+            cpu.store::<u64>(at.0, at.1.wrapping_add(8), buffer.word(8))
+        }
+        _ => cpu.store_bytes(at.0, at.1, buffer.bytes(size)),
+    }
+}
+
+/// The offset of a later part of an operand.
+#[inline(always)]
+fn next_offset(cpu: &Cpu, offset: u64, by: u64) -> u64 {
+    if cpu.in_64bit() { offset.wrapping_add(by) } else { offset.wrapping_add(by) & 0xffff_ffff }
 }
 
 /// #GP for operands that must be aligned and aren't.
@@ -260,27 +264,26 @@ fn check_alignment(cpu: &Cpu, at: (Seg, u64), align: u16) -> Exec {
 /// Runs a thunk.
 ///
 /// # Safety
-/// `state` must be what the plan's class wants: the guest's state or an x87 image; `operand` must be as large and as aligned as
-/// the plan's memory operand; MXCSR must have all exceptions masked.
+/// `state` must be what the plan's class wants: the guest's state or an x87 image; MXCSR must have all exceptions masked.
 #[inline(always)]
-unsafe fn call_entry(plan: &Plan, state: *mut CpuState, operand: *mut u8) {
+unsafe fn call_entry(plan: &Plan, state: *mut CpuState, buffer: &mut Buffer) {
     match plan.entry {
-        // SAFETY: the caller vouches for both.
-        Some(entry) => unsafe { entry(state, operand) },
+        // SAFETY: the caller vouches for `state`; the buffer holds the largest operand.
+        Some(entry) => unsafe { entry(state, buffer.0.as_mut_ptr()) },
         // SAFETY: as above.
-        None => unsafe { call_scratch(plan, state, operand) },
+        None => unsafe { call_scratch(plan, state, buffer) },
     }
 }
 
 /// The arena is full: runs the thunk in the scratch slot.
 #[cold]
-unsafe fn call_scratch(plan: &Plan, state: *mut CpuState, operand: *mut u8) {
+unsafe fn call_scratch(plan: &Plan, state: *mut CpuState, buffer: &mut Buffer) {
     // Plans are only made once there is an arena or an error was reported; without executable memory nothing can run, and
     // `arena_error` told the machine so before the first instruction.
     if let Ok(mut arena) = arena::lock() {
         let at = arena.scratch(&plan.code);
         // SAFETY: the bytes are a whole thunk, the arena's lock is held until it returns; `state` as the caller vouches.
-        unsafe { std::mem::transmute::<*const u8, plan::Entry>(at)(state, operand) };
+        unsafe { std::mem::transmute::<*const u8, plan::Entry>(at)(state, buffer.0.as_mut_ptr()) };
     }
 }
 
@@ -292,23 +295,18 @@ pub fn arena_error() -> Option<&'static ArenaError> {
 /// Runs an instruction that neither uses MXCSR nor flags.
 #[inline(always)]
 fn call_plain(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) {
-    call_plain_at(cpu, plan, buffer.0.as_mut_ptr());
-}
-
-/// As `call_plain`, with the operand anywhere: the buffer, or guest memory that `direct` found.
-#[inline(always)]
-fn call_plain_at(cpu: &mut Cpu, plan: &Plan, operand: *mut u8) {
     // SAFETY: the plan's class isn't X87 (its handler is another), so it takes the state; without MXCSR use nothing can
     // raise a SIMD exception.
-    unsafe { call_entry(plan, &raw mut cpu.state, operand) };
+    unsafe { call_entry(plan, &raw mut cpu.state, buffer) };
 }
 
 /// Register operands only, no MXCSR, no flags.
 fn execute_registers(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let plan = planned(insn)?;
     available(cpu, plan.class)?;
-    // There is no operand to be found.
-    call_plain_at(cpu, plan, std::ptr::null_mut());
+    // The thunk doesn't use the buffer.
+    let mut buffer = Buffer::default();
+    call_plain(cpu, plan, &mut buffer);
     Ok(())
 }
 
@@ -318,31 +316,10 @@ fn execute_load(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, plan.class)?;
     let at = cpu.mem_addr(insn);
     check_alignment(cpu, at, plan.align)?;
-    if let Some(operand) = direct(cpu, at, usize::from(plan.size), false) {
-        call_plain_at(cpu, plan, operand);
-        return Ok(());
-    }
     let mut buffer = Buffer::default();
     general_load(cpu, at, &mut buffer, usize::from(plan.size))?;
     call_plain(cpu, plan, &mut buffer);
     Ok(())
-}
-
-/// A stored operand, no MXCSR, no flags.
-fn execute_store(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let plan = planned(insn)?;
-    available(cpu, plan.class)?;
-    let at = cpu.mem_addr(insn);
-    check_alignment(cpu, at, plan.align)?;
-    let size = usize::from(plan.size);
-    if let Some(operand) = direct(cpu, at, size, true) {
-        call_plain_at(cpu, plan, operand);
-        return Ok(());
-    }
-    // The instruction only stores, so it may run before it is known whether the store faults.
-    let mut buffer = Buffer::default();
-    call_plain(cpu, plan, &mut buffer);
-    general_store(cpu, at, &mut buffer, size)
 }
 
 /// Any instruction without MMX registers or masked memory.
@@ -470,7 +447,7 @@ fn call_simd(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec {
         unsafe { write_mxcsr(guest) };
     }
     // SAFETY: as in `call_plain`; all exceptions are masked.
-    unsafe { call_entry(plan, &raw mut cpu.state, buffer.0.as_mut_ptr()) };
+    unsafe { call_entry(plan, &raw mut cpu.state, buffer) };
     cpu.state.mxcsr = read_mxcsr();
     Ok(())
 }
@@ -480,7 +457,7 @@ fn run_with(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer, controls: u32) -> u
     // SAFETY: masked, bits 16-31 clear (every way to set the guest's MXCSR checks them, and the mask here makes sure).
     unsafe { write_mxcsr(controls & 0xffc0 | MASKS) };
     // SAFETY: as in `call_plain`; all exceptions are masked.
-    unsafe { call_entry(plan, &raw mut cpu.state, buffer.0.as_mut_ptr()) };
+    unsafe { call_entry(plan, &raw mut cpu.state, buffer) };
     let flags = read_mxcsr() & FLAGS;
     // SAFETY: the default.
     unsafe { write_mxcsr(MASKS) };

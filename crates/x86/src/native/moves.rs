@@ -1,86 +1,75 @@
 //! The commonest moves and logic instructions, done in Rust without a thunk.
 
 use super::plan::Class;
-use super::{Buffer, available, check_alignment, copy16, direct, general_load, general_store};
+use super::{Buffer, available, check_alignment};
 use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::fault::Exec;
 use iced_x86::{Code, Instruction, OpKind};
-use std::arch::x86_64::{_mm_set_epi64x, _mm_storeu_si128};
 
 fn r(n: u8) -> usize {
     usize::from(n) & 31
 }
 
-/// Sets the low half of a register by one store.
-#[inline(always)]
-fn set(cpu: &mut Cpu, register: u8, low: u64, high: u64) {
-    let to: *mut [u64; 8] = &raw mut cpu.state.vec[r(register)].0;
-    // SAFETY: 16 of the register's 64 bytes.
-    unsafe { _mm_storeu_si128(to.cast(), _mm_set_epi64x(high as i64, low as i64)) };
-}
-
-fn load128(cpu: &mut Cpu, insn: &Insn, align: u16) -> Exec {
-    available(cpu, Class::Sse)?;
+fn load128(cpu: &mut Cpu, insn: &Insn, align: u16) -> Exec<[u64; 2]> {
     let at = cpu.mem_addr(insn);
     check_alignment(cpu, at, align)?;
-    let to: *mut u8 = (&raw mut cpu.state.vec[r(insn.r0)]).cast();
-    if let Some(from) = direct(cpu, at, 16, false) {
-        // SAFETY: `direct` gives 16 bytes of guest RAM, `to` is a register of 64 bytes.
-        unsafe { copy16(from, to) };
-        return Ok(());
-    }
-    let mut buffer = Buffer::default();
-    general_load(cpu, at, &mut buffer, 16)?;
-    set(cpu, insn.r0, buffer.word(0), buffer.word(8));
-    Ok(())
+    let low = cpu.load::<u64>(at.0, at.1)?;
+    let high = cpu.load::<u64>(at.0, super::next_offset(cpu, at.1, 8))?;
+    Ok([low, high])
 }
 
-fn store128(cpu: &mut Cpu, insn: &Insn, align: u16) -> Exec {
-    available(cpu, Class::Sse)?;
+fn store128(cpu: &mut Cpu, insn: &Insn, align: u16, value: &[u64; 8]) -> Exec {
     let at = cpu.mem_addr(insn);
     check_alignment(cpu, at, align)?;
-    let from: *const u8 = (&raw const cpu.state.vec[r(insn.r1)]).cast();
-    if let Some(to) = direct(cpu, at, 16, true) {
-        // SAFETY: as in `load128`.
-        unsafe { copy16(from, to) };
-        return Ok(());
-    }
     let mut buffer = Buffer::default();
-    // SAFETY: the buffer has 64 bytes, the register too.
-    unsafe { copy16(from, buffer.0.as_mut_ptr()) };
-    general_store(cpu, at, &mut buffer, 16)
+    buffer.0[..8].copy_from_slice(&value[0].to_le_bytes());
+    buffer.0[8..16].copy_from_slice(&value[1].to_le_bytes());
+    super::general_store(cpu, at, &mut buffer, 16)
 }
 
 fn load_aligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    load128(cpu, insn, 16)
+    available(cpu, Class::Sse)?;
+    let [low, high] = load128(cpu, insn, 16)?;
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (low, high);
+    Ok(())
 }
 
 fn load_unaligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    load128(cpu, insn, 1)
+    available(cpu, Class::Sse)?;
+    let [low, high] = load128(cpu, insn, 1)?;
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (low, high);
+    Ok(())
 }
 
 fn store_aligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    store128(cpu, insn, 16)
+    available(cpu, Class::Sse)?;
+    let value = cpu.state.vec[r(insn.r1)].0;
+    store128(cpu, insn, 16, &value)
 }
 
 fn store_unaligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    store128(cpu, insn, 1)
+    available(cpu, Class::Sse)?;
+    let value = cpu.state.vec[r(insn.r1)].0;
+    store128(cpu, insn, 1, &value)
 }
 
 fn copy(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
-    let from: *const u8 = (&raw const cpu.state.vec[r(insn.r1)]).cast();
-    let to: *mut u8 = (&raw mut cpu.state.vec[r(insn.r0)]).cast();
-    // SAFETY: two registers of 64 bytes, perhaps the same.
-    unsafe { copy16(from, to) };
+    let from = cpu.state.vec[r(insn.r1)].0;
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (from[0], from[1]);
     Ok(())
 }
 
 fn xor(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
-    let (a, b) = (cpu.state.vec[r(insn.r0)].0, cpu.state.vec[r(insn.r1)].0);
-    set(cpu, insn.r0, a[0] ^ b[0], a[1] ^ b[1]);
+    let from = cpu.state.vec[r(insn.r1)].0;
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    to[0] ^= from[0];
+    to[1] ^= from[1];
     Ok(())
 }
 
@@ -89,7 +78,8 @@ fn load64(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
     let (seg, offset) = cpu.mem_addr(insn);
     let value = cpu.load::<u64>(seg, offset)?;
-    set(cpu, insn.r0, value, 0);
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (value, 0);
     Ok(())
 }
 
@@ -98,7 +88,8 @@ fn load32(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
     let (seg, offset) = cpu.mem_addr(insn);
     let value = cpu.load::<u32>(seg, offset)?;
-    set(cpu, insn.r0, u64::from(value), 0);
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (u64::from(value), 0);
     Ok(())
 }
 
@@ -116,13 +107,17 @@ fn store32(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 fn from_general64(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
-    set(cpu, insn.r0, cpu.state.gpr[usize::from(insn.r1) & 15], 0);
+    let value = cpu.state.gpr[usize::from(insn.r1) & 15];
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (value, 0);
     Ok(())
 }
 
 fn from_general32(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
-    set(cpu, insn.r0, u64::from(cpu.state.gpr[usize::from(insn.r1) & 15] as u32), 0);
+    let value = cpu.state.gpr[usize::from(insn.r1) & 15] as u32;
+    let to = &mut cpu.state.vec[r(insn.r0)].0;
+    (to[0], to[1]) = (u64::from(value), 0);
     Ok(())
 }
 

@@ -7,9 +7,8 @@
 //! Why no thunk can raise SIGILL: it is made only when the host has every CPUID feature of the instruction and its system
 //! enabled the state (`features`), and the rewritten bytes decode, in 64-bit mode, to the same iced code. Why none can raise
 //! SIGFPE: MXCSR has all exceptions masked while it runs (`simd`), and x87 instructions run only without a pending exception
-//! and are followed by none that waits. Why none can raise SIGSEGV: its only memory operands are the state and the
-//! operand, which is either a buffer as large as any operand and aligned to 64 bytes, or guest RAM that the TLB maps in full and whose
-//! alignment was checked.
+//! and are followed by none that waits. Why none can raise SIGSEGV: its only memory operands are the state and the buffer,
+//! which is at least as large as any operand and aligned to 64 bytes.
 
 use super::arena;
 use super::encode::{Form, Parts, Rewrite, encode, split};
@@ -622,9 +621,7 @@ impl Emitter {
     /// The six arithmetic flags to the guest's RFLAGS, through rax and rcx.
     fn store_flags(&mut self) {
         let at = offset_of!(CpuState, rflags);
-        self.bytes.extend([0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        self.bytes.extend([0x0f, 0xb6, 0xcc, 0x0f, 0xb6, 0xc0]); // movzx ecx, ah; movzx eax, al
-        self.bytes.extend([0xc1, 0xe0, 0x0b, 0x09, 0xc8]); // shl eax, 11; or eax, ecx
+        self.bytes.extend([0x9c, 0x58]); // pushfq; pop rax
         self.bytes.extend([0x25, 0xd5, 0x08, 0, 0]); // and eax, 0x8d5
         self.bytes.extend([0x48, 0x8b]); // mov rcx, [rdi + rflags]
         self.operand(1, at);

@@ -232,7 +232,7 @@ fn run_thunk(plan: &Plan, run: &mut Run, buffer: &mut super::Buffer) {
     // SAFETY: the thunk takes a `Run` in place of the state (plan.class is X87). It loads the image (FRSTOR), in which no
     // unmasked exception is pending, executes one instruction and saves (FNSAVE), which neither waits for nor raises
     // exceptions and leaves the FPU as after FNINIT: the state that the ABI wants.
-    unsafe { call_entry(plan, run.cast(), buffer.0.as_mut_ptr()) };
+    unsafe { call_entry(plan, run.cast(), buffer) };
 }
 
 /// FWAIT.

@@ -179,8 +179,7 @@ fn fxsave(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let count = reachable(cpu);
     put_vectors(&cpu.state, &mut image, 160, 0, count, 0..2);
     let end = if fast(cpu) { 160 } else { 160 + count * 16 };
-    // The whole area must be writable, although not all of it is written.
-    cpu.probe_write(seg, offset, 512)?;
+    cpu.probe_write(seg, offset, end as u64)?;
     cpu.store_bytes(seg, offset, &image[..end])
 }
 

@@ -70,8 +70,6 @@ pub struct HostCpu {
     brand: String,
     /// Physical address bits.
     pub physical_bits: u8,
-    /// XSAVE components as (number, size, standard-format offset).
-    components: Vec<(u32, u32, u32)>,
 }
 
 impl HostCpu {
@@ -85,7 +83,6 @@ impl HostCpu {
             stepping: 6,
             brand: String::from("Unknown host processor"),
             physical_bits: 40,
-            components: intel_components(),
         };
         host.detect_features();
         host.read_cpuinfo(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
@@ -104,13 +101,6 @@ impl HostCpu {
         for (slot, word) in host.words.iter_mut().zip(Word::ALL) {
             let (f, i, r) = word.place();
             *slot = find(f, i).map_or(0, |l| l.registers[r]);
-        }
-        // Processors differ in where a standard-format area has its components: under KVM the host's places hold.
-        host.components = intel_components();
-        for (number, size, offset) in &mut host.components {
-            if let Some(l) = find(0xd, *number).filter(|l| l.registers[0] != 0) {
-                (*size, *offset) = (l.registers[0], l.registers[1]);
-            }
         }
         if let Some(l) = find(0, 0) {
             let bytes: Vec<u8> =
@@ -300,8 +290,6 @@ pub struct CpuModel {
     topology: Topology,
     /// TSC ticks per second.
     tsc_hz: u64,
-    /// XSAVE components as (number, size, standard-format offset).
-    components: Vec<(u32, u32, u32)>,
     warnings: Vec<String>,
 }
 
@@ -371,10 +359,6 @@ impl CpuModel {
             physical_bits: if accelerator == Accelerator::Kvm { host.physical_bits } else { 40 },
             topology: Topology { sockets: 1, cores: 1, threads: 1 },
             tsc_hz: CRYSTAL_HZ,
-            components: match accelerator {
-                Accelerator::Software => intel_components(),
-                Accelerator::Kvm => host.components.clone(),
-            },
             warnings: Vec::new(),
         };
         for feature in Feature::all() {
@@ -382,15 +366,7 @@ impl CpuModel {
                 && match accelerator {
                     // `host` is the host's set as far as we do it, `max` everything we do.
                     Accelerator::Software => !explicit_only(feature, model.vendor),
-                    // Tiles need components that the model doesn't describe; OSXSAVE and OSPKE follow CR4.
-                    Accelerator::Kvm => !matches!(
-                        feature,
-                        Feature::AmxTile
-                            | Feature::AmxInt8
-                            | Feature::AmxBf16
-                            | Feature::Osxsave
-                            | Feature::Ospke
-                    ),
+                    Accelerator::Kvm => true,
                 };
             model.set(feature, offered);
         }
@@ -954,17 +930,18 @@ impl CpuModel {
         if mask == 0 {
             return [0; 4];
         }
-        let within = |set: u64| self.components.iter().filter(move |(n, _, _)| set >> n & 1 != 0);
-        let standard = |set: u64| within(set).map(|(_, size, offset)| offset + size).max().unwrap_or(576);
         match subleaf {
-            0 => [mask as u32, standard(now.xcr0 & mask), standard(mask), (mask >> 32) as u32],
+            0 => [mask as u32, standard_size(now.xcr0 & mask), standard_size(mask), (mask >> 32) as u32],
             1 => {
                 let word = self.word(Word::LdEax);
-                // Compacted: in order, and none of these needs 64-byte alignment.
-                let size = 576 + within(now.xcr0 & mask).map(|(_, size, _)| size).sum::<u32>();
-                [word, if word & 0b1010 != 0 { size } else { 0 }, 0, 0]
+                let compact = word & 0b1010 != 0;
+                let size = if compact { compacted_size(now.xcr0 & mask) } else { 0 };
+                [word, size, 0, 0]
             }
-            n => within(mask).find(|c| c.0 == n).map_or([0; 4], |(_, size, offset)| [*size, *offset, 0, 0]),
+            n if n < 63 && mask >> n & 1 != 0 => {
+                component(n).map_or([0; 4], |(size, offset)| [size, offset, 0, 0])
+            }
+            _ => [0; 4],
         }
     }
 
@@ -1021,10 +998,27 @@ fn words_of(signature: &str) -> [u32; 3] {
     words
 }
 
-/// XSAVE components as (number, size, standard-format offset) in bytes, in Intel's layout (SDM vol. 1 §13.4), which the
-/// software CPU has on every host.
-fn intel_components() -> Vec<(u32, u32, u32)> {
-    vec![(2, 256, 576), (5, 64, 1088), (6, 512, 1152), (7, 1024, 1664), (9, 8, 2688)]
+/// Size and standard-format offset of an XSAVE component, in bytes (Intel's layout, SDM vol. 1 §13.4).
+pub fn component(number: u32) -> Option<(u32, u32)> {
+    match number {
+        2 => Some((256, 576)),
+        5 => Some((64, 1088)),
+        6 => Some((512, 1152)),
+        7 => Some((1024, 1664)),
+        9 => Some((8, 2688)),
+        _ => None,
+    }
+}
+
+/// Size of a standard-format XSAVE area with these components.
+pub fn standard_size(components: u64) -> u32 {
+    let ends = (2..63).filter(|n| components >> n & 1 != 0).filter_map(component).map(|(s, o)| s + o);
+    ends.max().unwrap_or(576)
+}
+
+/// Size of a compacted XSAVE area with these components: in order, none needs 64-byte alignment.
+pub fn compacted_size(components: u64) -> u32 {
+    576 + (2..63).filter(|n| components >> n & 1 != 0).filter_map(component).map(|(s, _)| s).sum::<u32>()
 }
 
 /// What CPUID says that depends on the processor's state.

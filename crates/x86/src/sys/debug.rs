@@ -156,7 +156,7 @@ pub(crate) fn port_access(cpu: &mut Cpu, port: u16, size: u8) {
     }
     let (port, size) = (u64::from(port), u64::from(size));
     for (i, condition, address, len) in enabled(cpu) {
-        if condition == Condition::Port && port < address.saturating_add(len) && address < port + size {
+        if condition == Condition::Port && port < address + len && address < port + size {
             cpu.debug.hits |= 1 << i;
         }
     }

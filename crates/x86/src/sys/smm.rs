@@ -7,7 +7,7 @@ use super::jump;
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Exit, Fault};
-use crate::state::{Activity, Seg, Segment, Shadow, cr0, efer, flag};
+use crate::state::{Activity, Seg, Segment, Shadow, cr0, flag};
 
 /// SMM revision: 64-bit map with SMBASE relocation.
 const REVISION: u32 = 0x2_0064;
@@ -186,17 +186,13 @@ pub(crate) fn rsm(cpu: &mut Cpu, _insn: &Insn) -> Exec {
         t.limit = area.get16(at + 4);
         t.base = area.get64(at + 8);
     }
-    // What memory holds may be anything: only bits that exist, and LMA as it follows.
-    s.efer = area.get64(EFER) & (efer::SCE | efer::LME | efer::NXE | efer::FFXSR);
-    if s.efer & efer::LME != 0 && new_cr0 & cr0::PG != 0 {
-        s.efer |= efer::LMA;
-    }
+    s.efer = area.get64(EFER);
     s.cr0 = new_cr0 | cr0::ET;
     s.cr3 = area.get64(CR3);
     s.cr4 = new_cr4;
     s.dr[7] = area.get64(DR7);
     s.dr[6] = area.get64(DR6);
-    s.rflags = area.get64(RFLAGS) & 0x3f_7fd7 | flag::ONE;
+    s.rflags = area.get64(RFLAGS) | flag::ONE;
     if area.get32(REVISION_AT) & 0x2_0000 != 0 {
         s.msr.smbase = u64::from(area.get32(SMBASE));
     }

@@ -1,0 +1,294 @@
+//! Runs the processors of a machine on KVM: a host thread each.
+
+use crate::chassis::{ApicSink, Core, CpuPort, Event, Waker};
+use crate::config::KernelIrqchip;
+use crate::cpu_env::CpuEnv;
+use crate::pc::Pc;
+use hyaline_device::{ApicMessage, Slot};
+use hyaline_devices::intc::lapic::{self, Lapic};
+use hyaline_kvm::cpuid::{CpuidLeaf, host_model};
+use hyaline_kvm::{
+    Exit, Gsi, Irqchip, KickHandle, Kvm, KvmError, KvmVcpu, KvmVm, LapicPage, SystemEvent, VmOptions,
+};
+use hyaline_x86::CpuModel;
+use hyaline_x86::cpuid::{Accelerator, HostCpu, Leaf};
+use hyaline_x86::state::CpuState;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, Thread};
+
+/// The processors of one machine on KVM.
+pub struct KvmEngine {
+    core: Arc<Core>,
+    vm: Arc<KvmVm>,
+    vcpus: Vec<(KvmVcpu, CpuEnv)>,
+    irqchip: Irqchip,
+    /// Accesses that left the guest.
+    pub remarks: Vec<String>,
+}
+
+/// Wakes a vCPU thread, in the guest or out of it.
+struct Wake {
+    handle: KickHandle,
+    thread: Mutex<Option<Thread>>,
+}
+
+impl Waker for Wake {
+    fn wake(&self) {
+        self.handle.notify();
+        if let Some(t) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            t.unpark();
+        }
+    }
+}
+
+/// Messages for local APICs in the kernel.
+struct ToKernel {
+    vm: Arc<KvmVm>,
+    core: std::sync::Weak<Core>,
+}
+
+impl ApicSink for ToKernel {
+    fn deliver(&self, message: &ApicMessage) -> bool {
+        if matches!(message, ApicMessage::Eoi { .. }) {
+            return false;
+        }
+        if let Err(e) = self.vm.deliver(message)
+            && let Some(core) = self.core.upgrade()
+        {
+            core.log(crate::chassis::LogKind::GuestError, "kvm", &e.to_string());
+        }
+        true
+    }
+}
+
+/// The kernel's name for our option.
+pub fn irqchip(option: KernelIrqchip) -> Irqchip {
+    match option {
+        KernelIrqchip::Split => Irqchip::Split,
+        KernelIrqchip::On => Irqchip::On,
+        KernelIrqchip::Off => Irqchip::Off,
+    }
+}
+
+/// The leaves for `-cpu`: all that the kernel offers for `host` and `max` (and without the option), else the model's.
+fn leaves(
+    kvm: &Kvm,
+    cpu: Option<&str>,
+    lapic: bool,
+    remarks: &mut Vec<String>,
+) -> Result<Vec<CpuidLeaf>, String> {
+    let supported = kvm.supported_cpuid();
+    let spec = cpu.unwrap_or("host");
+    if matches!(spec, "host" | "max") {
+        return Ok(host_model(supported, kvm.capabilities(), lapic));
+    }
+    let plain: Vec<Leaf> = host_model(supported, kvm.capabilities(), lapic)
+        .iter()
+        .map(|l| Leaf {
+            function: l.leaf,
+            index: l.subleaf.unwrap_or(0),
+            indexed: l.subleaf.is_some(),
+            registers: [l.eax, l.ebx, l.ecx, l.edx],
+        })
+        .collect();
+    let model =
+        CpuModel::parse(spec, &HostCpu::from_leaves(&plain), Accelerator::Kvm).map_err(|e| e.to_string())?;
+    remarks.extend(model.warnings().iter().map(|w| format!("-cpu {spec}: {w}")));
+    let leaf = |l: &Leaf| CpuidLeaf {
+        leaf: l.function,
+        subleaf: l.indexed.then_some(l.index),
+        eax: l.registers[0],
+        ebx: l.registers[1],
+        ecx: l.registers[2],
+        edx: l.registers[3],
+    };
+    Ok(model.leaves(0).iter().map(leaf).collect())
+}
+
+impl KvmEngine {
+    /// Makes the virtual machine and its vCPUs on a board whose chips fit `option`.
+    ///
+    /// # Errors
+    /// What KVM refuses, in words.
+    pub fn new(kvm: &Kvm, pc: &Pc, option: KernelIrqchip, cpu: Option<&str>) -> Result<KvmEngine, String> {
+        let irqchip = irqchip(option);
+        let text = |e: KvmError| e.to_string();
+        let options = VmOptions { irqchip, vcpus: pc.cpus.len() as u8, ..VmOptions::default() };
+        let vm = Arc::new(KvmVm::new(kvm, options).map_err(text)?);
+        vm.attach(&pc.memory, &pc.ports).map_err(text)?;
+        let mut remarks = Vec::new();
+        let leaves = leaves(kvm, cpu, irqchip != Irqchip::Off, &mut remarks)?;
+        let mut vcpus = Vec::new();
+        for n in 0..pc.cpus.len() as u8 {
+            let vcpu = KvmVcpu::new(&vm, n, &leaves).map_err(text)?;
+            vcpus.push((vcpu, CpuEnv::new(pc, n)));
+        }
+        if irqchip != Irqchip::Off {
+            pc.core
+                .set_apic_sink(Some(Arc::new(ToKernel { vm: vm.clone(), core: Arc::downgrade(&pc.core) })));
+        }
+        if irqchip == Irqchip::On {
+            for n in 0..24u32 {
+                let vm = vm.clone();
+                let name = if n < 16 { format!("isa.irq{n}") } else { format!("gsi{n}") };
+                pc.core.line(&name).connect(Arc::new(move |level: bool| {
+                    // A line that can't be set would be a lost interrupt: the VM reports it when it next runs.
+                    let _ = vm.set_line(Gsi(n), level);
+                }));
+            }
+        }
+        let mut engine = KvmEngine { core: pc.core.clone(), vm, vcpus, irqchip, remarks };
+        engine.collect_remarks();
+        Ok(engine)
+    }
+
+    fn collect_remarks(&mut self) {
+        let mut said: Vec<String> = self.vm.take_skipped().into_iter().map(|s| s.0).collect();
+        for (vcpu, _) in &mut self.vcpus {
+            said.extend(vcpu.take_skipped().into_iter().map(|s| s.0));
+        }
+        for text in said {
+            if !self.remarks.contains(&text) {
+                self.remarks.push(text);
+            }
+        }
+    }
+
+    /// Accesses that left the guest so far.
+    pub fn accesses(&self) -> u64 {
+        self.vcpus.iter().map(|(v, _)| v.accesses()).sum()
+    }
+
+    /// A processor's state.
+    ///
+    /// # Errors
+    /// KVM can't give it.
+    pub fn state(&mut self, index: usize) -> Result<CpuState, String> {
+        let tsc = self.core.clock.now();
+        self.vcpus[index].0.fetch(tsc).map_err(|e| e.to_string())
+    }
+
+    /// Loads a processor's state; with `keep_time` its TSC goes on from the machine's clock.
+    ///
+    /// # Errors
+    /// KVM refuses it.
+    pub fn set_state(
+        &mut self,
+        index: usize,
+        state: &CpuState,
+        page: Option<LapicPage>,
+        keep_time: bool,
+    ) -> Result<(), String> {
+        let tsc = keep_time.then(|| self.core.clock.now());
+        let page = page.filter(|_| self.irqchip != Irqchip::Off);
+        let result = self.vcpus[index].0.load(state, page.as_ref(), tsc).map_err(|e| e.to_string());
+        self.collect_remarks();
+        result
+    }
+
+    /// After a reset: the local APICs in the kernel take their reset state too, as a PC's firmware leaves them when `firmware_done`.
+    ///
+    /// # Errors
+    /// KVM refuses it.
+    pub fn reset_lapics(&mut self, firmware_done: bool) -> Result<(), String> {
+        if self.irqchip == Irqchip::Off {
+            return Ok(());
+        }
+        for (n, (vcpu, _)) in self.vcpus.iter_mut().enumerate() {
+            let mut chip = Lapic::new(lapic::Config::new(n as u32, crate::cpu_env::TSC_HZ));
+            let mut cx = hyaline_device::Cx::new(&*self.core, &*self.core, None);
+            if firmware_done {
+                chip.virtual_wire(&mut cx);
+            }
+            let page = LapicPage(chip.page(self.core.clock.now()));
+            vcpu.set_lapic(&page).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Brings a local APIC that the kernel has into one of our chips, for saving.
+    ///
+    /// # Errors
+    /// KVM can't give it.
+    pub fn lapic(&mut self, index: usize, chip: &mut Lapic) -> Result<(), String> {
+        let state = self.state(index)?;
+        let (vcpu, _) = &self.vcpus[index];
+        let page = vcpu.lapic().map_err(|e| e.to_string())?;
+        let mut cx = hyaline_device::Cx::new(&*self.core, &*self.core, None);
+        let deadline = match state.msr.tsc_deadline {
+            0 => 0,
+            d => d.wrapping_sub(state.tsc_offset).max(1),
+        };
+        chip.adopt(&page.0, state.msr.apic_base, deadline, &mut cx);
+        Ok(())
+    }
+
+    /// Are the local APICs the kernel's?
+    pub fn has_lapics(&self) -> bool {
+        self.irqchip != Irqchip::Off
+    }
+
+    /// Runs all vCPUs, each on a thread of its own, until an event waits, and gives it.
+    pub fn run(&mut self, ports: &[Arc<CpuPort>], ioapic: &Arc<Slot>) -> Event {
+        let core = self.core.clone();
+        let vm = self.vm.clone();
+        std::thread::scope(|scope| {
+            for (n, ((vcpu, env), port)) in self.vcpus.iter_mut().zip(ports).enumerate() {
+                let wake = Arc::new(Wake { handle: vcpu.kick_handle(), thread: Mutex::new(None) });
+                port.set_waker(Some(wake.clone()));
+                let (own, vm, ioapic) = (core.clone(), vm.clone(), ioapic.clone());
+                let body = move || {
+                    *wake.thread.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(std::thread::current());
+                    drive(n as u8, vcpu, env, &own, &vm, &ioapic);
+                };
+                let thread = Builder::new().name(format!("vcpu{n}/kvm")).spawn_scoped(scope, body);
+                if let Err(e) = thread {
+                    core.event(Event::Failed(format!("the thread of processor {n} can't be started: {e}")));
+                    break;
+                }
+            }
+            core.wait_event();
+        });
+        self.collect_remarks();
+        core.take_event().unwrap_or(Event::Stop)
+    }
+}
+
+/// One vCPU, until an event waits.
+fn drive(n: u8, vcpu: &mut KvmVcpu, env: &mut CpuEnv, core: &Core, vm: &KvmVm, ioapic: &Arc<Slot>) {
+    while !core.has_event() {
+        match vcpu.run(env) {
+            Exit::Kicked => {}
+            Exit::Halted | Exit::WaitForSipi => {
+                if env.signals.pending() == 0 && !core.has_event() {
+                    std::thread::park_timeout(std::time::Duration::from_millis(200));
+                }
+            }
+            Exit::Shutdown => {
+                core.event(Event::TripleFault(n));
+                return;
+            }
+            Exit::ApicEoi { vector } => {
+                ioapic.message(&ApicMessage::Eoi { vector });
+            }
+            Exit::Debug(_) => core.event(Event::Stop),
+            // What the kernel doesn't know gets a general-protection fault, as on a processor without it.
+            Exit::ReadMsr { .. } | Exit::WriteMsr { .. } => vcpu.complete_msr(None),
+            Exit::System(SystemEvent::Reset) => core.event(Event::Reset("the kernel's system event".into())),
+            Exit::System(SystemEvent::Crash) => core.event(Event::GuestPanicked),
+            Exit::System(SystemEvent::PowerOff) => core.event(Event::PowerOff),
+            Exit::System(other) => {
+                core.event(Event::Failed(format!("processor {n}: the guest asked for {other:?}")))
+            }
+            Exit::Failed(failure) => {
+                let mut text = format!("processor {n}: {failure}");
+                for e in vm.take_errors() {
+                    text.push_str(&format!("\n{e}"));
+                }
+                core.event(Event::Failed(text));
+                return;
+            }
+        }
+    }
+}
