@@ -144,10 +144,10 @@ impl BlockCache {
         if !block.source.as_ref()?.fresh() {
             return None;
         }
-        if let Some((page, source)) = &block.second {
-            if !source.fresh() || second() != Some(*page) {
-                return None;
-            }
+        if let Some((page, source)) = &block.second
+            && (!source.fresh() || second() != Some(*page))
+        {
+            return None;
         }
         Some(i)
     }

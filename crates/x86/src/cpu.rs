@@ -190,12 +190,6 @@ impl Cpu {
     pub(crate) fn code_limit(&self) -> u64 {
         self.code_limit
     }
-    /// Bytes of the stack pointer in use: 2, 4 or 8.
-    #[inline(always)]
-    pub(crate) fn stack_bytes(&self) -> u8 {
-        self.stack_bytes
-    }
-
     /// Recomputes what is derived from control registers, EFER, segments and RFLAGS.VM/AC. To be called after any change of those.
     /// The privilege level is SS.DPL, as VMX has it: a null SS keeps the level in its DPL.
     pub(crate) fn mode_changed(&mut self) {
@@ -366,48 +360,6 @@ impl Cpu {
         };
     }
 
-    /// Pushes 2 bytes.
-    pub(crate) fn push16(&mut self, v: u16) -> Exec {
-        let sp = self.sp_wrap(self.sp().wrapping_sub(2));
-        self.store(Seg::Ss, sp, v)?;
-        self.set_sp(sp);
-        Ok(())
-    }
-    /// Pushes 4 bytes.
-    pub(crate) fn push32(&mut self, v: u32) -> Exec {
-        let sp = self.sp_wrap(self.sp().wrapping_sub(4));
-        self.store(Seg::Ss, sp, v)?;
-        self.set_sp(sp);
-        Ok(())
-    }
-    /// Pushes 8 bytes.
-    #[inline(always)]
-    pub(crate) fn push64(&mut self, v: u64) -> Exec {
-        let sp = self.sp_wrap(self.sp().wrapping_sub(8));
-        self.store(Seg::Ss, sp, v)?;
-        self.set_sp(sp);
-        Ok(())
-    }
-    /// Pops 2 bytes.
-    pub(crate) fn pop16(&mut self) -> Exec<u16> {
-        let v = self.load(Seg::Ss, self.sp())?;
-        self.set_sp(self.sp().wrapping_add(2));
-        Ok(v)
-    }
-    /// Pops 4 bytes.
-    pub(crate) fn pop32(&mut self) -> Exec<u32> {
-        let v = self.load(Seg::Ss, self.sp())?;
-        self.set_sp(self.sp().wrapping_add(4));
-        Ok(v)
-    }
-    /// Pops 8 bytes.
-    #[inline(always)]
-    pub(crate) fn pop64(&mut self) -> Exec<u64> {
-        let v = self.load(Seg::Ss, self.sp())?;
-        self.set_sp(self.sp().wrapping_add(8));
-        Ok(v)
-    }
-
     /// The linear address of an instruction pointer.
     #[inline(always)]
     pub(crate) fn code_linear(&self, rip: u64) -> u64 {
@@ -491,12 +443,10 @@ impl Cpu {
                 let mut i = 0;
                 let single = self.attention & attention::STEP != 0;
                 let was_single = single && self.state.rflags & flag::TF != 0;
-                if single {
-                    if let Err(fault) = debug::before_instruction(self, self.code_linear(rip)) {
-                        match self.deliver(fault, &mut faults) {
-                            Ok(()) => continue 'blocks,
-                            Err(exit) => return exit,
-                        }
+                if single && let Err(fault) = debug::before_instruction(self, self.code_linear(rip)) {
+                    match self.deliver(fault, &mut faults) {
+                        Ok(()) => continue 'blocks,
+                        Err(exit) => return exit,
                     }
                 }
                 while i < self.stop_at {
@@ -523,14 +473,12 @@ impl Cpu {
                 let whole = i as usize == insns.len();
                 self.state.rip = if whole { self.next_rip } else { rip & mask };
                 if b.system || single || !whole {
-                    if single {
-                        if let Err(fault) =
+                    if single
+                        && let Err(fault) =
                             debug::after_instruction(self, was_single, self.state.rip != rip & mask)
-                        {
-                            if let Err(exit) = self.deliver(fault, &mut faults) {
-                                return exit;
-                            }
-                        }
+                        && let Err(exit) = self.deliver(fault, &mut faults)
+                    {
+                        return exit;
                     }
                     self.look_around();
                     continue 'blocks;
@@ -717,11 +665,11 @@ impl Cpu {
             let next = (linear | (PAGE - 1)).wrapping_add(1);
             self.translate_fetch(next).ok().map(|p| p & !(PAGE - 1))
         });
-        if let Some(i) = found {
-            if cache.blocks.get(i as usize).is_some_and(|b| u64::from(b.bytes) <= room) {
-                cache.set_jump(linear, self.context(), i);
-                return Ok(i);
-            }
+        if let Some(i) = found
+            && cache.blocks.get(i as usize).is_some_and(|b| u64::from(b.bytes) <= room)
+        {
+            cache.set_jump(linear, self.context(), i);
+            return Ok(i);
         }
         if cache.is_full() {
             cache.clear();
@@ -755,12 +703,11 @@ impl Cpu {
 
     /// Reads code bytes of one page.
     fn fetch(&mut self, physical: u64, buf: &mut [u8]) {
-        if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory()) {
-            if let Some(ram) = self.mmu.physical.block(block) {
-                if ram.read(offset | physical & (PAGE - 1), buf).is_ok() {
-                    return;
-                }
-            }
+        if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory())
+            && let Some(ram) = self.mmu.physical.block(block)
+            && ram.read(offset | physical & (PAGE - 1), buf).is_ok()
+        {
+            return;
         }
         let origin = self.origin(ExitKind::MmioRead);
         for (i, byte) in buf.iter_mut().enumerate() {
@@ -791,11 +738,11 @@ impl Cpu {
             if len == 0 {
                 break;
             }
-            if let Some(source) = self.code_source(physical + at, len.min(in_page - at)) {
-                if Some(source.version) != version {
-                    // Written to meanwhile by another processor: what was read before is void with its version.
-                    break;
-                }
+            if let Some(source) = self.code_source(physical + at, len.min(in_page - at))
+                && Some(source.version) != version
+            {
+                // Written to meanwhile by another processor: what was read before is void with its version.
+                break;
             }
             let mut buf = [0_u8; 15];
             if let Some(buf) = buf.get_mut(..len as usize) {

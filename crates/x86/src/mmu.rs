@@ -232,7 +232,7 @@ impl Cpu {
                 Access::Read => readable,
                 Access::Write => writable,
                 Access::Fetch if user => user_page && !nx,
-                Access::Fetch => !nx && !(user_page && s.cr4 & cr4::SMEP != 0),
+                Access::Fetch => !(nx || user_page && s.cr4 & cr4::SMEP != 0),
             };
             error |= code::PRESENT;
             if !allowed {
@@ -472,10 +472,10 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn load<T: Width>(&mut self, seg: Seg, off: u64) -> Exec<T> {
         let s = &self.segc[seg as usize & 7];
-        if off.wrapping_add(T::SIZE) <= s.readable {
-            if let Some(v) = self.mmu.window.read.load::<T>(s.base.wrapping_add(off)) {
-                return Ok(v);
-            }
+        if off.wrapping_add(T::SIZE) <= s.readable
+            && let Some(v) = self.mmu.window.read.load::<T>(s.base.wrapping_add(off))
+        {
+            return Ok(v);
         }
         self.load_slow(seg, off)
     }
@@ -490,10 +490,10 @@ impl Cpu {
 
     /// Loads at a linear address.
     pub(crate) fn load_linear<T: Width>(&mut self, linear: u64, view: View) -> Exec<T> {
-        if view == self.view {
-            if let Some(v) = self.mmu.window.read.load::<T>(linear) {
-                return Ok(v);
-            }
+        if view == self.view
+            && let Some(v) = self.mmu.window.read.load::<T>(linear)
+        {
+            return Ok(v);
         }
         if self.debug_armed {
             debug::data_access(self, linear, T::SIZE, false);
@@ -560,10 +560,10 @@ impl Cpu {
         mut f: impl FnMut(T) -> (T, R),
     ) -> Exec<R> {
         let s = &self.segc[seg as usize & 7];
-        if off.wrapping_add(T::SIZE) <= s.writable {
-            if let Some(r) = self.mmu.window.write.update(s.base.wrapping_add(off), locked, &mut f) {
-                return Ok(r);
-            }
+        if off.wrapping_add(T::SIZE) <= s.writable
+            && let Some(r) = self.mmu.window.write.update(s.base.wrapping_add(off), locked, &mut f)
+        {
+            return Ok(r);
         }
         let (linear, old) = self.update_begin::<T>(seg, off)?;
         // The page may have got into the TLB just now.

@@ -108,18 +108,13 @@ pub enum Activity {
 /// One 512-bit vector register; its low 128 bits are XMM, its low 256 bits YMM.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(64))]
+#[derive(Default)]
 pub struct Vector(pub [u64; 8]);
 
 impl std::fmt::Debug for Vector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "0x")?;
         self.0.iter().rev().try_for_each(|q| write!(f, "{q:016x}"))
-    }
-}
-
-impl Default for Vector {
-    fn default() -> Self {
-        Vector([0; 8])
     }
 }
 

@@ -22,8 +22,7 @@ impl BareEnv {
         let ram = RamBlock::new("test.ram", len).expect("the host has memory for a test");
         let root = Region::container("system", 1 << 64);
         #[allow(clippy::expect_used)]
-        root.add(0, &Region::ram("ram", ram.clone(), 0, len.into()), 0)
-            .expect("an empty container takes a child");
+        root.add(0, &Region::ram("ram", ram.clone(), 0, len), 0).expect("an empty container takes a child");
         let env = BareEnv {
             memory: AddressSpace::new("memory", &root),
             ports: AddressSpace::new_ports("ports", &Region::container("io", 1 << 16)),
@@ -86,7 +85,7 @@ pub fn long_mode_cpu(len: u64) -> (Cpu, Arc<RamBlock>) {
     for i in 0..4 {
         ram.store_u64(tables + 0x1000 + i * 8, (tables + 0x2000 + i * 0x1000) | 7);
         for j in 0..512 {
-            ram.store_u64(tables + 0x2000 + i * 0x1000 + j * 8, (i << 30) + (j << 21) | 0x87);
+            ram.store_u64(tables + 0x2000 + i * 0x1000 + j * 8, ((i << 30) + (j << 21)) | 0x87);
         }
     }
     let mut state = CpuState::at_reset(true);

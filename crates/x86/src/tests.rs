@@ -21,7 +21,7 @@ fn split(cpu: &mut Cpu, ram: &RamBlock, linear: u64, flags: u64) -> u64 {
     let table = 0x20_0000;
     let base = linear & !0x1f_ffff;
     for i in 0..512 {
-        ram.store_u64(table + i * 8, base + i * 0x1000 | flags);
+        ram.store_u64(table + i * 8, (base + i * 0x1000) | flags);
     }
     ram.store_u64(0x10_2000 + (base >> 21) * 8, table | 7);
     cpu.flush_tlb(true);
@@ -261,7 +261,7 @@ fn repeated_moves_overlap_as_bytes_do() {
     ] {
         let (mut cpu, ram) = long(opcode);
         ram.write(CODE + opcode.len() as u64, &[0xeb, 0xfe]).expect("inside");
-        let mut want: Vec<u8> = (0..0x3000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let mut want: Vec<u8> = (0..0x3000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
         ram.write(0x30_0000, &want).expect("inside");
         let count = 0x2000 / size;
         for i in 0..count {

@@ -458,65 +458,59 @@ fn others(i: &Instruction, insn: &Insn) -> Option<Handler> {
 fn conditional(i: &Instruction, insn: &Insn) -> Option<Handler> {
     use data::{cmov_m, cmov_r, setcc};
     let condition = (i.condition_code() as u8).checked_sub(1)?;
-    if i.mnemonic().is_cmov() {
+    if is_cmov(i.mnemonic()) {
         return Some(if is_memory(i, 1) {
             by_condition!(condition, C, wide!(insn.size, cmov_m[C]))
         } else {
             by_condition!(condition, C, wide!(insn.size, cmov_r[C]))
         });
     }
-    i.mnemonic().is_set().then(|| by_condition!(condition, C, setcc::<C> as Handler))
+    is_setcc(i.mnemonic()).then(|| by_condition!(condition, C, setcc::<C> as Handler))
 }
 
-trait Families {
-    fn is_cmov(self) -> bool;
-    fn is_set(self) -> bool;
+fn is_cmov(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Cmovo
+            | M::Cmovno
+            | M::Cmovb
+            | M::Cmovae
+            | M::Cmove
+            | M::Cmovne
+            | M::Cmovbe
+            | M::Cmova
+            | M::Cmovs
+            | M::Cmovns
+            | M::Cmovp
+            | M::Cmovnp
+            | M::Cmovl
+            | M::Cmovge
+            | M::Cmovle
+            | M::Cmovg
+    )
 }
-impl Families for Mnemonic {
-    fn is_cmov(self) -> bool {
-        use Mnemonic as M;
-        matches!(
-            self,
-            M::Cmovo
-                | M::Cmovno
-                | M::Cmovb
-                | M::Cmovae
-                | M::Cmove
-                | M::Cmovne
-                | M::Cmovbe
-                | M::Cmova
-                | M::Cmovs
-                | M::Cmovns
-                | M::Cmovp
-                | M::Cmovnp
-                | M::Cmovl
-                | M::Cmovge
-                | M::Cmovle
-                | M::Cmovg
-        )
-    }
-    fn is_set(self) -> bool {
-        use Mnemonic as M;
-        matches!(
-            self,
-            M::Seto
-                | M::Setno
-                | M::Setb
-                | M::Setae
-                | M::Sete
-                | M::Setne
-                | M::Setbe
-                | M::Seta
-                | M::Sets
-                | M::Setns
-                | M::Setp
-                | M::Setnp
-                | M::Setl
-                | M::Setge
-                | M::Setle
-                | M::Setg
-        )
-    }
+fn is_setcc(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Seto
+            | M::Setno
+            | M::Setb
+            | M::Setae
+            | M::Sete
+            | M::Setne
+            | M::Setbe
+            | M::Seta
+            | M::Sets
+            | M::Setns
+            | M::Setp
+            | M::Setnp
+            | M::Setl
+            | M::Setge
+            | M::Setle
+            | M::Setg
+    )
 }
 
 /// The handler of an instruction by its form, and whether it ends its block; None when it isn't one of these.

@@ -106,7 +106,7 @@ macro_rules! scalar {
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 {
-                            if p as usize % $size == 0 {
+                            if (p as usize).is_multiple_of($size) {
                         // SAFETY: the caller's promise, and aligned.
                         let cell = unsafe { <$atomic>::from_ptr(p.cast()) };
                         return match cell.compare_exchange(old.to_le(), new.to_le(), SeqCst, SeqCst) {
@@ -207,14 +207,6 @@ impl Table {
         // SAFETY: as for load.
         unsafe { T::store(p, v) };
         true
-    }
-
-    /// Locked compare and exchange, when the table maps the whole access: what was there.
-    #[inline(always)]
-    pub(crate) fn cmpxchg<T: Scalar>(&self, linear: u64, old: T, new: T) -> Option<T> {
-        let p = self.find(linear, T::SIZE)?;
-        // SAFETY: as for load.
-        Some(unsafe { T::cmpxchg(p, old, new) })
     }
 
     /// Whether `size` bytes (at most a page) at `linear` are mapped and within one page.
@@ -348,7 +340,7 @@ impl Table {
 
     /// Compares and exchanges 16 bytes (aligned) when the table maps them: what was there. Locked where the host can.
     pub(crate) fn cmpxchg16(&self, linear: u64, old: u128, new: u128) -> Option<u128> {
-        let p = self.find(linear, 16).filter(|p| *p as u64 % 16 == 0)?;
+        let p = self.find(linear, 16).filter(|p| (*p as u64).is_multiple_of(16))?;
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("cmpxchg16b") {
             // SAFETY: as for load: 16 bytes, aligned; the host has the instruction.
