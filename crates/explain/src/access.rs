@@ -798,6 +798,33 @@ fn close(out: &mut Accesses, b: Building, frames: &[Frame], told: Option<(Space,
         let sure = fields.write.iter().any(|x| x.0 == w && x.2) && (votes(!w) == 0);
         access.write = Some(Read::new(w, fr, sure));
     }
+    if !access.dispatched && access.initiator == Initiator::Unknown {
+        // Neither an actor nor a region: it may as well be a device's DMA whose other frames are missing.
+        let Access {
+            space,
+            write,
+            addr,
+            virtual_addr,
+            size,
+            count,
+            base,
+            offset,
+            handler_size,
+            part_offset,
+            ..
+        } = &mut access;
+        for r in
+            [addr, virtual_addr, size, count, base, offset, handler_size, part_offset].into_iter().flatten()
+        {
+            r.sure = false;
+        }
+        if let Some(s) = space {
+            s.sure = false;
+        }
+        if let Some(w) = write {
+            w.sure = false;
+        }
+    }
     out.list.push(access);
 }
 

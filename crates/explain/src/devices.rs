@@ -501,7 +501,7 @@ pub fn identify(stack: &Stack, a: &Access) -> Option<Identified> {
         }
     }
     out.flavour = flavour(stack, a);
-    out.value = value(a, frames);
+    out.value = value(a, frames, out.sure);
     Some(out)
 }
 
@@ -591,7 +591,7 @@ fn set_register(out: &mut Identified, b: &'static Block, a: &Access, frames: &[F
         out.hit = hit;
     }
     // A legacy virtio region has MSI-X vectors or configuration at 0x14, by a flag the frames don't show.
-    if b.id == "legacy" && off >= 0x14 {
+    if b.id == "data-port" || b.id == "legacy" && off >= 0x14 {
         out.register_sure = false;
     }
     if b.space == "config" && (0x18..0x40).contains(&off) {
@@ -618,7 +618,7 @@ fn flavour(stack: &Stack, a: &Access) -> Option<String> {
     a.device.iter().take(40).find_map(|&i| look(&stack.frames[i]))
 }
 
-fn value(a: &Access, frames: &[Frame]) -> Option<(u64, usize, bool)> {
+fn value(a: &Access, frames: &[Frame], adjacent: bool) -> Option<(u64, usize, bool)> {
     let write = a.write.as_ref().is_some_and(|w| w.value);
     if !write {
         return None;
@@ -629,7 +629,11 @@ fn value(a: &Access, frames: &[Frame]) -> Option<(u64, usize, bool)> {
             if let Some(v) = f.arg(n).and_then(|x| x.value) {
                 // A pointer is not a value.
                 if v < 1 << 40 || a.size.as_ref().is_some_and(|s| s.value == 8) {
-                    return Some((v, i, f.arg(n).is_some_and(|x| x.entry)));
+                    let agreed = a.value.as_ref().is_some_and(|x| x.sure && x.value == v);
+                    let sure = adjacent
+                        && a.device.first() == Some(&i)
+                        && (f.arg(n).is_some_and(|x| x.entry) || agreed);
+                    return Some((v, i, sure));
                 }
             }
         }
@@ -637,7 +641,7 @@ fn value(a: &Access, frames: &[Frame]) -> Option<(u64, usize, bool)> {
     a.value
         .as_ref()
         .filter(|v| v.value < 1 << 40)
-        .map(|v| (v.value, v.frames.first().copied().unwrap_or(0), v.sure))
+        .map(|v| (v.value, v.frames.first().copied().unwrap_or(0), false))
 }
 
 /// A guess of what answers at a place of a PC, for questions without a trace.

@@ -621,13 +621,13 @@ fn access_out(
             addr = Some(v.value);
             addr_kind = Some("gva");
             evidence.extend(&v.frames);
-            of.insert("addr", frame_numbers(frames, &v.frames));
-            if v.sure {
-                certain.push("addr");
-            }
+            of.insert("virtual_addr", frame_numbers(frames, &v.frames));
         } else {
             addr_kind = None;
         }
+    }
+    if vaddr.is_some_and(|v| v.sure) {
+        certain.push("virtual_addr");
     }
     let mut out = AccessOut {
         depth: a.depth,
@@ -712,18 +712,11 @@ fn access_out(
     evidence.dedup();
     out.evidence = frame_numbers(frames, &evidence);
     out.evidence_of = of;
-    // The whole is certain only if each part that is given is.
-    let given: [(&'static str, bool); 6] = [
-        ("space", out.space.is_some()),
-        ("dir", out.dir.is_some()),
-        ("addr", out.addr.is_some()),
-        ("size", out.size.is_some()),
-        ("region_base", out.region_base.is_some()),
-        ("device", out.device.is_some()),
-    ];
-    let all = given.iter().all(|(n, g)| !g || certain.contains(n));
-    let any = given.iter().any(|(_, g)| *g);
-    out.confidence = any.then_some(if all && !a.gap && format != Format::Prose && out.addr.is_some() {
+    // The whole is certain only if who, where and what are all given and certain.
+    let whole = ["space", "dir", "addr", "size", "device"].iter().all(|n| certain.contains(n))
+        && (out.region_base.is_none() || certain.contains(&"region_base"));
+    let any = out.space.is_some() || out.dir.is_some() || out.addr.is_some();
+    out.confidence = any.then_some(if whole && !a.gap && format != Format::Prose {
         Sure::Certain
     } else if certain.is_empty() {
         Sure::Hint

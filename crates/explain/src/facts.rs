@@ -374,8 +374,15 @@ impl<'a> Facts<'a> {
             "crashlike" => {
                 let first = f.iter().find(|f| f.named())?;
                 let waits = names::is_waiting(&first.function);
-                let ok = self.end.kind == End::Segv
-                    || (!waits && self.end.frame.is_some() && self.end.kind != End::Trap);
+                // A stack whose top is the memory path itself was cut: the end is not on it.
+                let place = self.end.frame.is_some_and(|i| {
+                    names::role(&f[i].function) == names::Role::Other
+                        && !matches(
+                            "*_cpu_thread_fn|kvm_*_exec|kvm_vcpu_thread_fn|cpu_exec|cpu_tb_exec|main*",
+                            &f[i].function,
+                        )
+                });
+                let ok = self.end.kind == End::Segv || (!waits && place && self.end.kind != End::Trap);
                 ok.then(|| self.end.frame.into_iter().collect())
             }
             "notreached" => {

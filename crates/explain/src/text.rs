@@ -360,7 +360,7 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
     for a in &e.accesses {
         let mut need = vec![];
         if a.addr.is_some() {
-            need.push("addr");
+            need.push(if a.addr_kind == Some("gva") { "virtual_addr" } else { "addr" });
         }
         if a.size.is_some() {
             need.push("size");
