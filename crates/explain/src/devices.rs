@@ -663,6 +663,23 @@ pub struct Candidate {
     pub because: Vec<String>,
 }
 
+/// Devices of other machines.
+const NOT_ON_A_PC: &[&str] = &[
+    "virtio-mmio",
+    "smc91c111",
+    "pl011",
+    "cadence-uart",
+    "gic",
+    "gicv3",
+    "bcm2835-thermal",
+    "artist",
+    "imx-usbphy",
+    "xilinx-spips",
+    "mss-spi",
+    "pflash",
+    "msix",
+];
+
 /// Ranks what could be at an address. `base` is the start of the region when it is known.
 pub fn candidates(
     space: Space,
@@ -673,6 +690,9 @@ pub fn candidates(
 ) -> Vec<Candidate> {
     let mut out = Vec::new();
     for d in table() {
+        if NOT_ON_A_PC.contains(&d.id) {
+            continue;
+        }
         for b in &d.blocks {
             let fits_space = b.space == "both" || b.space == space.word();
             if !fits_space {
@@ -713,6 +733,10 @@ pub fn candidates(
             }
             // Memory BARs that small devices share a page with are rounded to 4 KiB by nobody: the base is open.
             let start = base.unwrap_or(addr & !(b.size.next_power_of_two().max(1) - 1));
+            // A BAR starts at a multiple of its size.
+            if base.is_some() && !start.is_multiple_of(b.size.next_power_of_two().min(1 << 20)) {
+                continue;
+            }
             let Some(off) = addr.checked_sub(start).filter(|o| *o < b.size) else { continue };
             let Some(hit) = b.at(off) else { continue };
             let mut c = Candidate {
@@ -751,10 +775,8 @@ fn weigh(c: &mut Candidate, size: Option<u64>, write: Option<bool>) {
             c.because.push(format!("starts {} bytes into the register", h.within));
         } else {
             c.score -= 1;
-            c.because.push(format!(
-                "the register is {} bytes wide: a {s}-byte access is unusual",
-                h.register.width
-            ));
+            let wide = crate::explanation::bytes(h.register.width);
+            c.because.push(format!("the register is {wide} wide: a {s}-byte access is unusual"));
         }
     }
     match (write, h.register.access) {

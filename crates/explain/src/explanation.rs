@@ -59,6 +59,9 @@ pub struct RegisterOut {
     pub offset: u64,
     /// Bytes.
     pub width: u64,
+    /// Bytes into the register at which the handler was called.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub within: u64,
     /// What is known of its use.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub note: &'static str,
@@ -158,6 +161,11 @@ pub struct AccessOut {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_one(n: &usize) -> bool {
     *n <= 1
 }
@@ -203,6 +211,9 @@ pub struct InputOut {
     pub thread: Option<u32>,
     /// Why it was chosen.
     pub chosen_because: &'static str,
+    /// Frames that are missing before the first one, by its number.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub missing_first: u64,
     /// Frames with a name.
     pub named: u64,
     /// Versions.
@@ -378,6 +389,7 @@ pub fn explain(report: &Report, mtree: &[Range]) -> Explanation {
             chosen: facts.chosen,
             thread: facts.stack.thread,
             chosen_because: facts.why,
+            missing_first: frames.first().and_then(|f| f.number).map_or(0, u64::from),
             named,
             dated: dating::date(report),
             limits: report.limits.clone(),
@@ -425,6 +437,7 @@ fn empty(report: &Report) -> Explanation {
             chosen: 0,
             thread: None,
             chosen_because: "",
+            missing_first: 0,
             named: 0,
             dated: dating::date(report),
             limits: report.limits.clone(),
@@ -667,6 +680,7 @@ fn access_out(
                 title: h.register.title.to_owned(),
                 offset: h.offset(),
                 width: h.register.width,
+                within: h.within,
                 note: h.register.note,
                 confidence: if d.register_sure { Sure::Certain } else { Sure::Strong },
             });
@@ -869,6 +883,9 @@ fn who(facts: &Facts<'_>) -> String {
     let outer = facts.accesses.list.first();
     let by = outer.map(|a| a.initiator);
     match (facts.actor.thread, by) {
+        ("debugger" | "monitor", _) if outer.is_none() => {
+            "Whoever may use the monitor or the debugger (management); a guest does not reach this path by itself.".into()
+        }
         ("debugger" | "monitor", _) => "The debugger or the monitor made this access; a guest does not reach this path by itself, though it may read the same register.".into(),
         (_, Some(Initiator::Harness)) => "A test harness injected it. Assume that guest root (or whoever may touch this device in the guest) can do the same, until shown otherwise.".into(),
         (_, Some(Initiator::Rom)) => "Whoever chooses the blobs that are loaded at reset (command line); not the guest.".into(),
@@ -959,7 +976,8 @@ fn next_steps(facts: &Facts<'_>, accesses: &[AccessOut], causes: &[&Finding]) ->
         } else {
             "info locals"
         };
-        if facts.stack.format == Format::GdbBt {
+        let place = names::role(&facts.stack.frames[i].function) == names::Role::Other;
+        if facts.stack.format == Format::GdbBt && place {
             out.push(format!("In gdb: frame {n}, info args, {p}"));
         }
     }

@@ -216,7 +216,8 @@ impl<'a> Facts<'a> {
                 Some(vec![i - 1, i])
             }
             "argzero" => {
-                let i = f.iter().take(16).position(|f| {
+                let last = self.end.frame.map_or(4, |i| i + 3);
+                let i = f.iter().take(last).position(|f| {
                     f.named()
                         && matches(a0, &f.function)
                         && a1.split('|').any(|n| {
@@ -286,7 +287,11 @@ impl<'a> Facts<'a> {
                     .accesses
                     .list
                     .iter()
-                    .filter(|a| a.dispatched || (matches!(a.initiator, Initiator::Guest) && a.addr.is_some()))
+                    .filter(|a| {
+                        a.dispatched
+                            || (matches!(a.initiator, Initiator::Guest)
+                                && (a.addr.is_some() || a.virtual_addr.is_some()))
+                    })
                     .filter_map(|a| a.path.last().copied())
                     .collect();
                 Self::some(hit)
@@ -365,10 +370,11 @@ impl<'a> Facts<'a> {
                     .messages()
                     .iter()
                     .any(|m| matches!(m, Message::Undefined(t) if t.contains("null pointer")));
+                let told = self.report.messages.iter().any(|m| matches!(m, Message::Fault(a) if near(*a)));
                 let jump = f.first().is_some_and(|f| f.pc == Some(0) && !f.named()) && f.len() > 1;
                 let zero_arg = self.end.kind == End::Segv
                     && self.end.frame.is_some_and(|i| i < 3 && f[i].args.iter().any(|a| a.text == "0x0" && matches("s|d|dev|bus|blk|bs|opaque|req|obj|mr|ctx|co|vdev|vq|proxy|port|ep|p|nc|sd|pci_dev", &a.name)));
-                (san || jump || zero_arg).then(|| vec![self.end.frame.unwrap_or(0)])
+                (san || told || jump || zero_arg).then(|| vec![self.end.frame.unwrap_or(0)])
             }
             "badaccess" => Self::yes(self.messages().iter().any(|m| matches!(m, Message::BadAccess { .. }))),
             "crashlike" => {
@@ -569,7 +575,10 @@ fn end(report: &Report, stack: &Stack) -> EndInfo {
     }
     for m in own.iter().copied().chain(report.messages.iter().take(64)) {
         match m {
-            Message::Sanitizer { kind, addr } if info.sanitizer.is_none() && own.contains(&m) => {
+            Message::Sanitizer { kind, addr }
+                if own.contains(&m)
+                    && (info.sanitizer.is_none() || info.sanitizer.as_deref() == Some("invalid-access")) =>
+            {
                 info.sanitizer = Some(kind.clone());
                 info.fault = *addr;
             }
@@ -579,7 +588,7 @@ fn end(report: &Report, stack: &Stack) -> EndInfo {
                 info.assertion = Some(text.clone())
             }
             Message::Program(t) | Message::LibC(t) | Message::Fuzzer(t) if info.words.is_none() => {
-                info.words = Some(t.clone())
+                info.words = Some(t.trim_start_matches(['#', ' ']).to_owned())
             }
             _ => {}
         }
@@ -625,6 +634,7 @@ fn end(report: &Report, stack: &Stack) -> EndInfo {
             Some("SIGTRAP" | "SIGINT" | "SIGSTOP") => End::Trap,
             _ if !top("<signal handler called>").is_empty() => End::Segv,
             _ if !top("__asan_report*|__asan_mem*").is_empty() => End::Sanitizer,
+            _ if has(&|m| matches!(m, Message::Fuzzer(t) if t.starts_with("timeout"))) => End::Hang,
             _ if stands => End::Hang,
             _ if text.contains("segfault")
                 || text.contains("sigsegv")

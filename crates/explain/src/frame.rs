@@ -170,6 +170,13 @@ pub(crate) fn parse_args(s: &str) -> Vec<Arg> {
             name = base;
             entry = true;
         }
+        // List archives hide what looks like an address: x@entry=1 becomes address@hidden=1.
+        for hidden in ["address@hidden=", "[email protected]="] {
+            if let Some(rest) = value.strip_prefix(hidden) {
+                value = rest.trim();
+                entry = true;
+            }
+        }
         // x=x@entry=1
         if let Some(rest) = value.strip_prefix(name).and_then(|r| r.strip_prefix("@entry=")) {
             value = rest.trim();

@@ -159,6 +159,8 @@ pub enum Message {
     },
     /// UBSAN text.
     Undefined(String),
+    /// The faulting address that a debugger or the kernel's log gives.
+    Fault(u64),
     /// LeakSanitizer.
     Leak(String),
     /// The C library's check.

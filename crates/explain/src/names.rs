@@ -1,6 +1,6 @@
 //! What the function names of QEMU's memory path, of its threads and of the C library mean.
 
-/// Matches `name` against a pattern with `*` (any run of characters) and `|` alternatives.
+/// Matches `name` against a pattern with `*` (any run of characters), `?` (one character) and `|` alternatives.
 pub fn matches(pattern: &str, name: &str) -> bool {
     pattern.split('|').any(|p| glob(p.trim().as_bytes(), name.as_bytes()))
 }
@@ -13,7 +13,7 @@ fn glob(p: &[u8], s: &[u8]) -> bool {
             star = Some(i);
             mark = j;
             i += 1;
-        } else if i < p.len() && p[i] == s[j] {
+        } else if i < p.len() && (p[i] == s[j] || p[i] == b'?') {
             i += 1;
             j += 1;
         } else if let Some(st) = star {
@@ -45,7 +45,7 @@ pub enum Role {
 }
 
 /// Guest-side entry points.
-pub const ENTRY: &str = "kvm_handle_io|handle_io|handle_mmio|kvm_handle_mmio|cpu_out|cpu_outb|cpu_outw|cpu_outl|cpu_in|cpu_inb|cpu_inw|cpu_inl|helper_outb|helper_outw|helper_outl|helper_inb|helper_inw|helper_inl|io_writex|io_readx|io_writeb|io_writew|io_writel|io_writeq|io_readb|io_readw|io_readl|io_readq|store_helper|load_helper|store_helper_unaligned|full_le_ldul_mmu|full_ldub_mmu|full_le_lduw_mmu|full_le_ldq_mmu|helper_ret_*_mmu|helper_le_*_mmu|helper_be_*_mmu|helper_*_mmu|helper_ret_*_mmu*|do_st_mmio_leN|do_st_mmio_beN|do_ld_mmio_leN|do_ld_mmio_beN|int_st_mmio_leN|int_ld_mmio_beN|int_ld_mmio_leN|do_st1_mmu|do_st2_mmu|do_st4_mmu|do_st8_mmu|do_st16_mmu|do_ld1_mmu|do_ld2_mmu|do_ld4_mmu|do_ld8_mmu|do_ld16_mmu|do_st_1|do_st_2|do_st_4|do_st_8|do_ld_1|do_ld_2|do_ld_4|do_ld_8|do_ld_bytes_beN|__stb_mmu|__stw_mmu|__stl_mmu|__stq_mmu|__ldb_mmu|__ldw_mmu|__ldl_mmu|__ldq_mmu|slow_stb_mmu|slow_stw_mmu|slow_stl_mmu|slow_ldl_mmu|do_outp|do_inp|write_phys_req_item|read_phys_req_item|rw_phys_req_item|cpu_ioreq_pio|cpu_ioreq_move|cpu_ioreq_config|hvf_handle_io|whpx_emu_ioport_callback|whpx_emu_mmio_callback|nvmm_io_callback|nvmm_mem_callback|qtest_process_command|qemu_readb|qemu_readw|qemu_readl|qemu_readq|qemu_writeb|qemu_writew|qemu_writel|qemu_writeq|qemu_inb|qemu_inw|qemu_inl|qemu_outb|qemu_outw|qemu_outl|cpu_memory_rw_debug|target_memory_rw_debug|rom_reset|address_space_set|address_space_write_rom|cpu_stb_*|cpu_stw_*|cpu_stl_*|cpu_stq_*|cpu_ldub_*|cpu_lduw_*|cpu_ldl_*|cpu_ldq_*|probe_access";
+pub const ENTRY: &str = "kvm_handle_io|handle_io|kvm_outb|kvm_outw|kvm_outl|kvm_inb|kvm_inw|kvm_inl|handle_mmio|kvm_handle_mmio|cpu_out|cpu_outb|cpu_outw|cpu_outl|cpu_in|cpu_inb|cpu_inw|cpu_inl|helper_outb|helper_outw|helper_outl|helper_inb|helper_inw|helper_inl|io_writex|io_readx|io_writeb|io_writew|io_writel|io_writeq|io_readb|io_readw|io_readl|io_readq|store_helper|load_helper|store_helper_unaligned|full_le_ldul_mmu|full_ldub_mmu|full_le_lduw_mmu|full_le_ldq_mmu|helper_ret_*_mmu|helper_le_*_mmu|helper_be_*_mmu|helper_*_mmu|helper_ret_*_mmu*|do_st_mmio_leN|do_st_mmio_beN|do_ld_mmio_leN|do_ld_mmio_beN|int_st_mmio_leN|int_ld_mmio_beN|int_ld_mmio_leN|do_st1_mmu|do_st2_mmu|do_st4_mmu|do_st8_mmu|do_st16_mmu|do_ld1_mmu|do_ld2_mmu|do_ld4_mmu|do_ld8_mmu|do_ld16_mmu|do_st_1|do_st_2|do_st_4|do_st_8|do_ld_1|do_ld_2|do_ld_4|do_ld_8|do_ld_bytes_beN|__stb_mmu|__stw_mmu|__stl_mmu|__stq_mmu|__ldb_mmu|__ldw_mmu|__ldl_mmu|__ldq_mmu|slow_stb_mmu|slow_stw_mmu|slow_stl_mmu|slow_ldl_mmu|do_outp|do_inp|write_phys_req_item|read_phys_req_item|rw_phys_req_item|cpu_ioreq_pio|cpu_ioreq_move|cpu_ioreq_config|hvf_handle_io|whpx_emu_ioport_callback|whpx_emu_mmio_callback|nvmm_io_callback|nvmm_mem_callback|qtest_process_command|qemu_readb|qemu_readw|qemu_readl|qemu_readq|qemu_writeb|qemu_writew|qemu_writel|qemu_writeq|qemu_inb|qemu_inw|qemu_inl|qemu_outb|qemu_outw|qemu_outl|cpu_memory_rw_debug|target_memory_rw_debug|rom_reset|address_space_set|address_space_write_rom|cpu_stb_*|cpu_stw_*|cpu_stl_*|cpu_stq_*|cpu_ldub_*|cpu_lduw_*|cpu_ldl_*|cpu_ldq_*|probe_access";
 
 const SPACE: &str = "address_space_rw|address_space_write|address_space_read|address_space_read_full|address_space_read__*|address_space_write_continue|address_space_read_continue|address_space_write_internal|address_space_st*|address_space_ld*|address_space_rw_*|flatview_write|flatview_read|flatview_write_continue|flatview_read_continue|flatview_write_continue_step|flatview_read_continue_step|cpu_physical_memory_rw|cpu_physical_memory_write|cpu_physical_memory_read|prepare_mmio_access|address_space_access_valid|flatview_access_valid|stb_phys*|stw_*phys*|stl_*phys*|stq_*phys*|ldub_phys*|lduw_*phys*|ldl_*phys*|ldq_*phys*";
 
@@ -84,14 +84,14 @@ pub fn direction(name: &str) -> Option<bool> {
     // ioport_read calls and memory_region_read_accessor; "io_readx" contains no "write".
     if name.contains("write")
         || matches(
-            "address_space_st*|cpu_out*|helper_out*|helper_*st*_mmu|do_st*|int_st*|store_helper*|__st*_mmu|slow_st*|do_outp|qemu_out*|st?_*|stb_*|stw_*|stl_*|stq_*|write_phys_req_item|address_space_set|address_space_unmap|cpu_st*|rom_reset",
+            "address_space_st*|cpu_out*|kvm_out?|helper_out*|helper_*st*_mmu|do_st*|int_st*|store_helper*|__st*_mmu|slow_st*|do_outp|qemu_out*|st?_*|stb_*|stw_*|stl_*|stq_*|write_phys_req_item|address_space_set|address_space_unmap|cpu_st*|rom_reset",
             name,
         )
     {
         Some(true)
     } else if name.contains("read")
         || matches(
-            "address_space_ld*|cpu_in|cpu_inb|cpu_inw|cpu_inl|helper_in*|helper_*ld*_mmu|do_ld*|int_ld*|load_helper*|__ld*_mmu|slow_ld*|full_*_mmu|do_inp|qemu_in*|ldub_*|lduw_*|ldl_*|ldq_*|read_phys_req_item|cpu_ld*",
+            "address_space_ld*|kvm_inb|kvm_inw|kvm_inl|cpu_in|cpu_inb|cpu_inw|cpu_inl|helper_in*|helper_*ld*_mmu|do_ld*|int_ld*|load_helper*|__ld*_mmu|slow_ld*|full_*_mmu|do_inp|qemu_in*|ldub_*|lduw_*|ldl_*|ldq_*|read_phys_req_item|cpu_ld*",
             name,
         )
     {
@@ -107,15 +107,15 @@ pub fn direction(name: &str) -> Option<bool> {
 pub fn size_in_name(name: &str) -> Option<u64> {
     let table: &[(&str, u64)] = &[
         (
-            "cpu_outb|cpu_inb|helper_outb|helper_inb|io_writeb|io_readb|qemu_writeb|qemu_readb|qemu_outb|qemu_inb|ioport_*b_thunk|helper_*stb_mmu*|helper_*ldub_mmu*|helper_*ldsb_mmu*|helper_ldb*_mmu|helper_stb_mmu|do_st1_mmu|do_ld1_mmu|do_st_1|do_ld_1|__stb_mmu|__ldb_mmu|address_space_stb|address_space_ldub|stb_phys|ldub_phys|cpu_stb_*|cpu_ldub_*",
+            "kvm_outb|kvm_inb|cpu_outb|cpu_inb|helper_outb|helper_inb|io_writeb|io_readb|qemu_writeb|qemu_readb|qemu_outb|qemu_inb|ioport_*b_thunk|helper_*stb_mmu*|helper_*ldub_mmu*|helper_*ldsb_mmu*|helper_ldb*_mmu|helper_stb_mmu|do_st1_mmu|do_ld1_mmu|do_st_1|do_ld_1|__stb_mmu|__ldb_mmu|address_space_stb|address_space_ldub|stb_phys|ldub_phys|cpu_stb_*|cpu_ldub_*",
             1,
         ),
         (
-            "cpu_outw|cpu_inw|helper_outw|helper_inw|io_writew|io_readw|qemu_writew|qemu_readw|qemu_outw|qemu_inw|ioport_*w_thunk|helper_*stw_mmu*|helper_*lduw_mmu*|helper_*ldsw_mmu*|do_st2_mmu|do_ld2_mmu|do_st_2|do_ld_2|__stw_mmu|__ldw_mmu|address_space_stw*|address_space_lduw*|stw_*phys|lduw_*phys|cpu_stw_*|cpu_lduw_*",
+            "kvm_outw|kvm_inw|cpu_outw|cpu_inw|helper_outw|helper_inw|io_writew|io_readw|qemu_writew|qemu_readw|qemu_outw|qemu_inw|ioport_*w_thunk|helper_*stw_mmu*|helper_*lduw_mmu*|helper_*ldsw_mmu*|do_st2_mmu|do_ld2_mmu|do_st_2|do_ld_2|__stw_mmu|__ldw_mmu|address_space_stw*|address_space_lduw*|stw_*phys|lduw_*phys|cpu_stw_*|cpu_lduw_*",
             2,
         ),
         (
-            "cpu_outl|cpu_inl|helper_outl|helper_inl|io_writel|io_readl|qemu_writel|qemu_readl|qemu_outl|qemu_inl|ioport_*l_thunk|helper_*stl_mmu*|helper_*ldul_mmu*|helper_*ldsl_mmu*|helper_*ldl_mmu*|do_st4_mmu|do_ld4_mmu|do_st_4|do_ld_4|__stl_mmu|__ldl_mmu|address_space_stl*|address_space_ldl*|stl_*phys|ldl_*phys|cpu_stl_*|cpu_ldl_*",
+            "kvm_outl|kvm_inl|cpu_outl|cpu_inl|helper_outl|helper_inl|io_writel|io_readl|qemu_writel|qemu_readl|qemu_outl|qemu_inl|ioport_*l_thunk|helper_*stl_mmu*|helper_*ldul_mmu*|helper_*ldsl_mmu*|helper_*ldl_mmu*|do_st4_mmu|do_ld4_mmu|do_st_4|do_ld_4|__stl_mmu|__ldl_mmu|address_space_stl*|address_space_ldl*|stl_*phys|ldl_*phys|cpu_stl_*|cpu_ldl_*",
             4,
         ),
         (
@@ -164,6 +164,7 @@ mod tests {
 
     #[test]
     fn globs() {
+        assert!(matches("cpu_in?", "cpu_inb") && !matches("cpu_in?", "cpu_in"));
         assert!(matches("a*c|x", "abbc"));
         assert!(matches("a*c|x", "x"));
         assert!(matches("*", ""));

@@ -259,7 +259,7 @@ impl Reader {
             .strip_prefix("==")
             .and_then(|r| r.find("==").map(|p| r[p + 2..].trim_start()))
             .unwrap_or(line);
-        if self.thread_heading(body) || self.end_message(body) {
+        if self.fault(body) || self.thread_heading(body) || self.end_message(body) {
             self.keep_prose(line);
             return;
         }
@@ -328,7 +328,6 @@ impl Reader {
             name = r.trim_end_matches([':', ' ', '\\']).to_owned();
         } else if s.starts_with("freed by thread")
             || s.starts_with("Freed by")
-            || s.contains(" bytes inside a block of size")
             || s.starts_with("is located") && s.contains("freed")
         {
             kind = StackKind::FreedBy;
@@ -355,6 +354,33 @@ impl Reader {
         true
     }
 
+    /// Faulting addresses: gdb's `si_addr`, lldb's stop reason, the kernel's log. Never ends the search for more.
+    fn fault(&mut self, s: &str) -> bool {
+        let hex = |t: &str| {
+            let t = t.trim_start().trim_start_matches("0x");
+            let digits: String = t.chars().take_while(char::is_ascii_hexdigit).collect();
+            u64::from_str_radix(&digits, 16).ok()
+        };
+        if let Some(at) = s.find(": segfault at ") {
+            self.message(Message::Signal("SIGSEGV".into()));
+            if let Some(a) = hex(&s[at + 14..]) {
+                self.message(Message::Fault(a));
+            }
+            return true;
+        }
+        if let Some(at) = s.find("si_addr = 0x") {
+            if let Some(a) = hex(&s[at + 10..]) {
+                self.message(Message::Fault(a));
+            }
+        } else if s.contains("EXC_BAD_ACCESS") {
+            self.message(Message::Signal("SIGSEGV".into()));
+            if let Some(a) = s.find("address=0x").and_then(|at| hex(&s[at + 8..])) {
+                self.message(Message::Fault(a));
+            }
+        }
+        false
+    }
+
     fn end_message(&mut self, s: &str) -> bool {
         if let Some(at) = s.find("Sanitizer: ") {
             let r = &s[at + "Sanitizer: ".len()..];
@@ -367,6 +393,8 @@ impl Reader {
                     "double-free"
                 } else if r.starts_with("attempting free on address which was not malloc") {
                     "bad-free"
+                } else if r.starts_with("data race") {
+                    "data-race"
                 } else if r.starts_with("detected memory leaks") {
                     "leak"
                 } else {
@@ -383,6 +411,38 @@ impl Reader {
                 } else {
                     self.message(Message::Sanitizer { kind: kind.to_owned(), addr });
                 }
+                return true;
+            }
+        }
+        // Valgrind: the kind first, the address after the stack.
+        for (p, write) in [("Invalid read of size ", false), ("Invalid write of size ", true)] {
+            if let Some(r) = s.strip_prefix(p) {
+                self.heading = true;
+                self.message(Message::Sanitizer { kind: "invalid-access".into(), addr: None });
+                self.message(Message::BadAccess { write, size: frame::number(r) });
+                return true;
+            }
+        }
+        if let Some(r) = s.strip_prefix("Address 0x") {
+            let digits: String = r.chars().take_while(char::is_ascii_hexdigit).collect();
+            let addr = u64::from_str_radix(&digits, 16).ok();
+            let kind = if r.contains("free'd") {
+                Some("heap-use-after-free")
+            } else if r.contains("bytes after a block") || r.contains("bytes before a block") {
+                Some("heap-buffer-overflow")
+            } else if r.contains("is not stack'd") {
+                Some("SEGV")
+            } else {
+                None
+            };
+            if let (Some(kind), Some(s)) = (kind, &mut self.current)
+                && self.report.messages.len() < MAX_PROSE
+            {
+                self.report.messages.push(Message::Sanitizer { kind: kind.into(), addr });
+                s.messages.push(self.report.messages.len() - 1);
+                self.heading = true;
+                self.next_kind =
+                    if kind == "heap-use-after-free" { StackKind::FreedBy } else { StackKind::AllocatedBy };
                 return true;
             }
         }

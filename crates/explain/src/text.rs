@@ -101,6 +101,12 @@ fn ended(e: &Explanation) -> String {
         "leak" => format!("a leak; the memory was obtained{f}"),
         "libc-check" => format!("ended by a check of the C library{f}"),
         "hang" => format!("stands still{f}"),
+        "unknown" | "stopped"
+            if e.input.missing_first > 0
+                && crate::names::role(&e.end.function) != crate::names::Role::Other =>
+        {
+            format!("how it ended is not told: the first {} frames are missing", e.input.missing_first)
+        }
         "unknown" | "stopped" => format!(
             "how it ended is not told; the innermost function is{}",
             if f.is_empty() { " unnamed".into() } else { f.replace(" in", "") }
@@ -179,13 +185,16 @@ fn device_sentence(a: &AccessOut) -> Option<String> {
     let title = a.device_title.as_ref()?;
     let kind = a.device_kind.as_ref().map_or(String::new(), |k| format!(" ({k})"));
     let mut s = match &a.register {
-        Some(r) => format!(
-            "It reached register {:#x} \"{}\" ({}) of {} {title}{kind}",
-            r.offset,
-            r.title,
-            r.name,
-            article(title)
-        ),
+        Some(r) => {
+            let within = if r.within > 0 { format!(", {} into it,", bytes(r.within)) } else { String::new() };
+            format!(
+                "It reached register {:#x} \"{}\" ({}){within} of {} {title}{kind}",
+                r.offset,
+                r.title,
+                r.name,
+                article(title)
+            )
+        }
         None => match a.offset {
             Some(o) => format!("It reached offset {} of {} {title}{kind}", both(o), article(title)),
             None => {
@@ -355,7 +364,8 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
             names.iter().filter_map(|n| a.evidence_of.get(*n)).flatten().copied().collect();
         numbers.sort_unstable();
         numbers.dedup();
-        format!(" [{}: {}]", if sure { "certain" } else { "likely" }, refs(&numbers))
+        let word = if sure { "certain" } else { "likely" };
+        if numbers.is_empty() { format!(" [{word}]") } else { format!(" [{word}: {}]", refs(&numbers)) }
     };
     for a in &e.accesses {
         let mut need = vec![];
@@ -439,7 +449,12 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
         };
         wrap(&mut out, "  ", "  ", &format!("Then: {chain}."));
     }
-    wrap(&mut out, "  ", "  ", &format!("End: {}. [{}]", ended(e), refs(&e.end.evidence)));
+    let at = if ended(e).contains("are missing") {
+        String::new()
+    } else {
+        format!(" [{}]", refs(&e.end.evidence))
+    };
+    wrap(&mut out, "  ", "  ", &format!("End: {}.{at}", ended(e)));
     if let Some(w) = &e.end.words {
         wrap(&mut out, "  ", "  ", &format!("Its last words: {w}"));
     }

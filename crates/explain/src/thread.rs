@@ -63,6 +63,8 @@ fn score(s: &Stack, r: &Report, core: bool, any_end: bool) -> (i64, &'static str
     if !any_end {
         if r.stacks.len() > 1 && !waiting && s.frames.iter().any(|f| f.named()) {
             score += 800;
+        }
+        if (800..3000).contains(&score) && !waiting && s.frames.iter().any(|f| f.named()) {
             why = "the only kind of thread that is not waiting in a system call";
         }
         let wants_lock = s.frames.iter().take(12).any(|f| names::waits_for_lock(&f.function));

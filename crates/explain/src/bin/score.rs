@@ -4,8 +4,8 @@
 //!
 //! What is compared: (a) frames and thread: every `#N` line of the text that looks like a frame is found again, and
 //! the function that the index names stands in the chosen stack; (b) each access column that the index fills in;
-//! (c) the device function and, where a device's handler is on the stack, a device, and a register where its offset
-//! is known; (d) the class of the index among the first three causes, for rows whose truth is known; (e) certain
+//! (c) the device function, the device that the file is named after and, where a device's handler is on the stack, a
+//! device, and a register where its offset is known; (d) the class of the index among the first three causes, for rows whose truth is known; (e) certain
 //! statements that the index contradicts.
 
 use std::collections::{BTreeMap, HashMap};
@@ -233,6 +233,33 @@ fn score(
         let base = t.split('.').next().unwrap_or(t);
         let ok = e.end.function == base || e.chain.iter().any(|c| c == base);
         mark("c device function", ok, format!("end in {}, index {top}", e.end.function));
+    }
+    // The name of the file starts with the device's: an answer must know it somewhere, if the text does.
+    let word = file.split('-').nth(1).unwrap_or("").to_lowercase();
+    let known = !matches!(
+        word.as_str(),
+        "" | "no" | "glibc" | "systemd" | "block" | "io" | "riscv" | "nt4" | "usb" | "host" | "qemu"
+    );
+    let lower = text
+        .lines()
+        .filter(|l| !l.starts_with('#') || l.contains("0x") || l.contains('('))
+        .collect::<String>()
+        .to_lowercase();
+    if known && !e.accesses.is_empty() && lower.contains(&format!("{word}_")) {
+        let mut ours = vec![e.end.function.clone()];
+        for a in &e.accesses {
+            ours.extend(
+                [a.device.clone(), a.device_title.clone(), a.device_kind.clone(), a.handler.clone()]
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        ours.extend(e.chain.iter().cloned());
+        mark(
+            "c device by file name",
+            ours.iter().any(|o| o.to_lowercase().contains(&word)),
+            format!("{word} is not in {ours:?}"),
+        );
     }
     for a in &e.accesses {
         if a.handler.is_some() || a.register.is_some() {
