@@ -141,10 +141,21 @@ pub fn intersect(
     (leaves, skipped)
 }
 
-/// The model `-cpu host`: all that the kernel supports, with the bits its list leaves out. `lapic` tells that the local APIC is in the
-/// kernel, without which there is neither x2APIC nor TSC-deadline.
+/// Does the leaf belong to KVM's paravirtual interface?
+fn is_paravirtual(leaf: &CpuidLeaf) -> bool {
+    (0x4000_0000..0x4000_0100).contains(&leaf.leaf)
+}
+
+/// The leaves that offer KVM's paravirtual interface (kvm-clock, steal time …), to be added to a model that shall have it. A guest
+/// that uses it can't be saved: its state is in MSRs that only KVM has, and that [`CpuState`](hyaline_x86::state::CpuState) doesn't hold.
+pub fn paravirtual(supported: &[CpuidLeaf]) -> Vec<CpuidLeaf> {
+    supported.iter().filter(|leaf| is_paravirtual(leaf)).copied().collect()
+}
+
+/// The model `-cpu host`: all that the kernel supports, with the bits its list leaves out, and without KVM's paravirtual interface (see
+/// [`paravirtual`]). `lapic` tells that the local APIC is in the kernel, without which there is neither x2APIC nor TSC-deadline.
 pub fn host_model(supported: &[CpuidLeaf], caps: &Capabilities, lapic: bool) -> Vec<CpuidLeaf> {
-    let mut leaves = supported.to_vec();
+    let mut leaves: Vec<_> = supported.iter().filter(|leaf| !is_paravirtual(leaf)).copied().collect();
     if let Some(one) = find_mut(&mut leaves, 1, 0) {
         one.ecx |= 1 << 31;
         if lapic {
@@ -305,6 +316,16 @@ mod tests {
         );
         let (got, _) = intersect(&wanted, &supported, &caps(false));
         assert_eq!(got[0].ecx, 0x8000_0001);
+    }
+
+    #[test]
+    fn the_host_model_is_neutral_to_the_accelerator() {
+        let supported = [leaf(1, None, [0, 0, 0, 0]), leaf(0x4000_0001, None, [0x0100_7efb, 0, 0, 0])];
+        let model = host_model(&supported, &caps(true), true);
+        assert_eq!(model.len(), 1);
+        assert_eq!(model[0].ecx, 1 << 31 | 1 << 24 | 1 << 21);
+        assert_eq!(host_model(&supported, &caps(true), false)[0].ecx, 1 << 31);
+        assert_eq!(paravirtual(&supported), supported[1..]);
     }
 
     #[test]
