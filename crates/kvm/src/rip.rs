@@ -247,28 +247,34 @@ pub(crate) fn find(
     rules: &Rules,
 ) -> (Found, bool) {
     let rip = regs.rip;
-    let behind = |how| {
+    let stand = |i: &Instruction| rules.stand(class(i, access), mode.protected);
+    let behind = |how, by_rule: bool| {
         // The longest that fits wins: prefixes belong to the instruction.
         (1..=window.before.len()).rev().find_map(|length| {
             let bytes = &window.before[window.before.len() - length..];
-            decode(bytes, mode.bits, rip.wrapping_sub(length as u64))
-                .filter(|i| i.len() == length && !is_rep_string(i) && fits(i, access, regs, mode, how))
+            decode(bytes, mode.bits, rip.wrapping_sub(length as u64)).filter(|i| {
+                i.len() == length
+                    && !is_rep_string(i)
+                    && !(by_rule && stand(i) == Stand::At)
+                    && fits(i, access, regs, mode, how)
+            })
         })
     };
-    let here = decode(&window.at, mode.bits, rip);
-    let here = |how| here.filter(|i| fits(i, access, regs, mode, how));
-    let (at, before) = (here(Closeness::Before), behind(Closeness::After));
-    let sure = here(Closeness::Kind).is_none() != behind(Closeness::Kind).is_none();
-    let stand = |i: &Instruction| rules.stand(class(i, access), mode.protected);
-    let chosen = match (&at, &before) {
-        (Some(at), Some(before)) => {
-            // Both fit: by what was measured; when that doesn't decide, as the kernel's emulator has it.
-            let at_ok = stand(at) != Stand::After;
-            let before_ok = stand(before) == Stand::After;
-            if before_ok && (!at_ok || !is_rep_string(at)) { Some((before, true)) } else { Some((at, false)) }
-        }
+    let decoded = decode(&window.at, mode.bits, rip);
+    let here = |how, by_rule: bool| {
+        decoded.filter(|i| !(by_rule && stand(i) == Stand::After) && fits(i, access, regs, mode, how))
+    };
+    let candidates = |by_rule| (here(Closeness::Before, by_rule), behind(Closeness::After, by_rule));
+    // By what was measured; when nothing fits that way, whatever fits.
+    let (at, before) = match candidates(true) {
+        (None, None) => candidates(false),
+        some => some,
+    };
+    let chosen = match (at, before) {
+        // Both fit: a REP instruction at the pointer has made the access only if its index register has moved, which was compared.
+        (Some(at), Some(before)) if is_rep_string(&at) || stand(&before) != Stand::After => Some((at, false)),
+        (_, Some(before)) => Some((before, true)),
         (Some(at), None) => Some((at, false)),
-        (None, Some(before)) => Some((before, true)),
         (None, None) => None,
     };
     let found = match chosen {
@@ -276,9 +282,10 @@ pub(crate) fn find(
             let mask = if mode.bits == 64 { u64::MAX } else { 0xffff_ffff };
             Found { rip: rip.wrapping_sub(instruction.len() as u64) & mask, rep: false }
         }
-        Some((instruction, false)) => Found { rip, rep: is_rep_string(instruction) },
+        Some((instruction, false)) => Found { rip, rep: is_rep_string(&instruction) },
         None => Found { rip, rep: false },
     };
+    let sure = here(Closeness::Kind, true).is_none() != behind(Closeness::Kind, true).is_none();
     (found, sure && chosen.is_some())
 }
 

@@ -157,3 +157,24 @@ fn measure_mode(kvm: &Kvm, protected: bool) -> Option<[Stand; 9]> {
     }
     Some(column)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a kernel does, it must be one of both; which it is decides only where two instructions fit.
+    #[test]
+    fn this_kernel_can_be_measured() {
+        let kvm = match crate::Kvm::open() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                assert!(std::env::var("HYALINE_REQUIRE_KVM").as_deref() != Ok("1"), "{error}");
+                println!("\nSKIPPED: this_kernel_can_be_measured: /dev/kvm: {error}");
+                return;
+            }
+        };
+        let rules = Rules::measure(&kvm.inner.fd).expect("a scratch machine");
+        println!("{rules:?}");
+        assert!(rules.0.iter().flatten().all(|stand| *stand != Stand::Unknown), "{rules:?}");
+    }
+}

@@ -29,7 +29,7 @@ impl Piece {
         let host = section.host.as_ref()?;
         let start = section.range.start.checked_next_multiple_of(PAGE)?;
         // The end is exclusive; a section that reaches the last address of all loses its last page, where no memory is.
-        let end = section.range.last.checked_add(1).unwrap_or(u64::MAX) / PAGE * PAGE;
+        let end = section.range.last.saturating_add(1) / PAGE * PAGE;
         let offset = host.offset.checked_add(start - section.range.start)?;
         let fits = start < end && offset % PAGE == 0 && offset.checked_add(end - start)? <= host.block.len();
         fits.then(|| Piece {

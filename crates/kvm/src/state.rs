@@ -420,7 +420,30 @@ impl KvmVcpu {
             }
             rest = rest.get(done + 1..).unwrap_or(&[]);
         }
+        if let Some((_, wanted)) = tsc
+            && let Some(now) = self.read_msr(msr::TSC)
+            // Far more than can have passed since: 2^36 ticks are over ten seconds.
+            && now.wrapping_sub(wanted).wrapping_add(1 << 36) > 1 << 37
+        {
+            self.skip(format!(
+                "the time-stamp counter: the kernel took the value {wanted:#x} and runs on from {now:#x}; the guest's clock jumps"
+            ));
+        }
         Ok(())
+    }
+
+    /// Reads one MSR; none when the kernel doesn't give it.
+    pub fn read_msr(&self, index: u32) -> Option<u64> {
+        let mut msrs = kb::Msrs::from_entries(&[kb::kvm_msr_entry { index, ..Default::default() }]).ok()?;
+        (self.fd.get_msrs(&mut msrs).ok()? == 1)
+            .then(|| msrs.as_slice().first().map(|entry| entry.data))
+            .flatten()
+    }
+
+    /// Writes one MSR; false when the kernel refuses it.
+    pub fn write_msr(&mut self, index: u32, data: u64) -> bool {
+        let entries = [kb::kvm_msr_entry { index, data, ..Default::default() }];
+        kb::Msrs::from_entries(&entries).is_ok_and(|msrs| self.fd.set_msrs(&msrs).is_ok_and(|done| done == 1))
     }
 
     fn fetch_msrs(&mut self, state: &mut CpuState, machine_tsc: u64) -> Result<(), KvmError> {
@@ -640,7 +663,7 @@ impl KvmVcpu {
             [("cr3", s.cr3), ("cr4", s.cr4), ("efer", s.efer), ("apic", s.apic_base)],
         ];
         for group in groups {
-            text.push_str(" ");
+            text.push(' ');
             for (name, value) in group {
                 let _ = write!(text, " {name}={value:016x}");
             }

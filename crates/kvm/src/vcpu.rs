@@ -236,6 +236,9 @@ impl KvmVcpu {
                 {
                     self.kicker.ring_own();
                 }
+                if let Err(error) = self.offer_interrupt(env) {
+                    return Exit::Failed(Box::new(Failure::Call(error)));
+                }
             } else {
                 match self.before_entry(env) {
                     Ok(None) => {}
@@ -328,15 +331,9 @@ impl KvmVcpu {
                 self.skip("a system-management interrupt was dropped: this kernel's KVM has no system-management mode".into());
             }
         }
-        if self.vm.options.irqchip != Irqchip::On {
-            self.offer_interrupt(env, signals)?;
-        }
+        self.offer_interrupt(env)?;
         if self.activity == Activity::Halted && !self.vm.lapic_in_kernel() {
             return Ok(Some(Exit::Halted));
-        }
-        if !self.vm.lapic_in_kernel() {
-            // SAFETY: a field of the run page that only the owner of the vCPU touches.
-            unsafe { (*self.kicker.page.get()).cr8 = env.cr8().into() };
         }
         Ok(None)
     }
@@ -347,10 +344,18 @@ impl KvmVcpu {
         }
     }
 
-    /// Hands an interrupt of controllers outside of the kernel to the guest, or asks to be told when the guest can take it.
-    fn offer_interrupt(&mut self, env: &mut dyn Env, signals: u32) -> Result<(), KvmError> {
+    /// Hands an interrupt of controllers outside of the kernel to the guest, or asks to be told when the guest can take it. Also
+    /// while the kernel waits for the outcome of an access: it completes that first.
+    fn offer_interrupt(&mut self, env: &mut dyn Env) -> Result<(), KvmError> {
+        if self.vm.options.irqchip == Irqchip::On {
+            return Ok(());
+        }
+        if !self.vm.lapic_in_kernel() {
+            // SAFETY: a field of the run page that only the owner of the vCPU touches.
+            unsafe { (*self.kicker.page.get()).cr8 = env.cr8().into() };
+        }
         let mut window = false;
-        if signals & Signals::INTERRUPT != 0 {
+        if env.signals().pending() & Signals::INTERRUPT != 0 {
             if self.ready {
                 if let Some(vector) = env.acknowledge() {
                     let request = kb::kvm_interrupt { irq: vector.into() };

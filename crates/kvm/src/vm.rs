@@ -128,7 +128,7 @@ impl KvmVm {
                 options.vcpus, caps.max_vcpus
             )));
         }
-        if options.reserved_pages % 4096 != 0 || options.reserved_pages > 0xffff_c000 {
+        if !options.reserved_pages.is_multiple_of(4096) || options.reserved_pages > 0xffff_c000 {
             return Err(KvmError::Unsuitable(format!(
                 "the address {:#x} for the kernel's own four pages must be page aligned and below 4 GiB",
                 options.reserved_pages
