@@ -224,6 +224,8 @@ fn vendors_choice(case: &Case, i: &Instruction, host: &Outcome, ours: &Outcome) 
         }
         // AMD's processors read four bytes for a destination of two.
         Mnemonic::Movsxd => i.code() == Code::Movsxd_r16_rm16 && host.vector == Some(14),
+        // AMD's processors have bit 17, misaligned SSE; the models don't.
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => host.vector.is_none() && host.after.mxcsr >> 17 & 1 != 0,
         // Register forms of the prefetch group raise #UD on AMD's processors.
         Mnemonic::Reservednop => host.vector == Some(6) && ours.vector.is_none(),
         // REX.B makes F3 90 an XCHG.

@@ -181,7 +181,12 @@ fn lss(cpu: &mut Cpu, i: &Insn) -> Exec {
 pub(crate) fn whatever_the_model(i: &Instruction, insn: &mut Insn, model: &CpuModel) -> Option<Handler> {
     use Mnemonic as M;
     let size = operand_size_or(i);
-    if matches!(i.mnemonic(), M::Pause | M::Nop) && insn.bytes().last() == Some(&0x90) && has_rex_b(insn) {
+    if matches!(i.mnemonic(), M::Pause | M::Nop)
+        && !insn.is_mem()
+        && i.op_count() == 0
+        && insn.bytes().last() == Some(&0x90)
+        && has_rex_b(insn)
+    {
         // 0x90 is XCHG with rAX, whatever its prefixes: with REX.B the other register is R8.
         use data::xchg_rr;
         insn.r1 = 8;
