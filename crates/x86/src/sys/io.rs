@@ -33,9 +33,9 @@ fn permitted(cpu: &mut Cpu, port: u16, size: u8) -> Exec {
     if bits & mask == 0 { Ok(()) } else { Err(Fault::gp(0)) }
 }
 
-/// Who makes the access: elements of a repeated instruction are numbered from 1.
+/// Who makes the access: elements of a string instruction are numbered from 0.
 fn origin(cpu: &mut Cpu, exit: ExitKind, element: u32) -> Origin {
-    Origin { count: element + 1, ..cpu.origin(exit) }
+    Origin { count: element, ..cpu.origin(exit) }
 }
 
 fn read_port(cpu: &mut Cpu, port: u16, size: u8, element: u32) -> u64 {
