@@ -1,7 +1,7 @@
 //! `hyaline` without arguments, and `hyaline demo`.
 
 use crate::options::{self, Ask};
-use crate::{complain, print, run};
+use crate::{complain, demo_builtin, print, run};
 use hyaline_fetch::{Cache, Kernel, initramfs};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ In the guest: `poweroff -f` ends it; Ctrl-A x ends it from outside; Ctrl-A h for
 pub fn command(args: Vec<OsString>) -> i32 {
     let mut args = args.into_iter();
     match args.next().as_deref().and_then(|a| a.to_str()) {
-        None => builtin(),
+        None => demo_builtin::run_all(),
         Some("linux") => linux(args.collect()),
         Some("--help" | "-help" | "-h" | "help") => {
             print(HELP);
@@ -128,9 +128,4 @@ fn quoted(word: &str) -> String {
 /// FNV-1a: names the image by its content.
 fn fingerprint(data: &[u8]) -> u64 {
     data.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// The built-in demonstration.
-pub fn builtin() -> i32 {
-    complain(&"not there yet")
 }

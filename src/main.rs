@@ -1,6 +1,7 @@
 //! The `hyaline` program: the command line and nothing else.
 
 mod demo;
+mod demo_builtin;
 mod options;
 mod run;
 
@@ -14,12 +15,11 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).peekable();
     let first = args.peek().and_then(|a| a.to_str()).unwrap_or("").to_string();
     let code = match first.as_str() {
-        "" if args.peek().is_none() => demo::builtin(),
+        "" if args.peek().is_none() => demo_builtin::run_all(),
         "demo" => {
             args.next();
             demo::command(args.collect())
         }
-        #[cfg(any())]
         "explain" => {
             args.next();
             explain::cli::run(args)

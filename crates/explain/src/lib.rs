@@ -10,7 +10,7 @@
 
 pub mod access;
 mod clean;
-mod cli;
+pub mod cli;
 pub mod dating;
 pub mod devices;
 pub mod explanation;

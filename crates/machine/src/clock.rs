@@ -65,6 +65,11 @@ impl Clock {
         }
     }
 
+    /// The host's monotonic clock, in nanoseconds.
+    pub fn host(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
+    }
+
     /// Wall-clock time of the guest.
     pub fn wall(&self) -> u64 {
         self.wall.load(Ordering::Relaxed).wrapping_add(self.now())

@@ -12,12 +12,14 @@ use hyaline_device::state::Value;
 use hyaline_device::{Cx, Device, Reset};
 use hyaline_devices::intc::lapic::{self, Lapic};
 use hyaline_kvm::{Kvm, LapicPage};
+use hyaline_watch::{Line, Recorder};
 use hyaline_x86::CpuModel;
 use hyaline_x86::cpuid::{Accelerator, HostCpu, Topology};
 use hyaline_x86::env::Signals;
 use hyaline_x86::state::CpuState;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 /// Why a machine can't be made or go on.
@@ -58,6 +60,21 @@ const SEABIOS: [&str; 5] = [
     "/usr/share/edk2/seabios/bios-256k.bin",
 ];
 
+/// Clocks for access records: virtual time, and the host's for durations when somebody wants them.
+struct RecorderClock {
+    core: Arc<Core>,
+    durations: Arc<AtomicBool>,
+}
+
+impl hyaline_watch::Clock for RecorderClock {
+    fn host(&self) -> u64 {
+        if self.durations.load(Ordering::Relaxed) { self.core.clock.host() } else { 0 }
+    }
+    fn now(&self, _host: u64) -> u64 {
+        self.core.clock.now()
+    }
+}
+
 /// Who runs the processors.
 enum Engine {
     Interp(Box<Interp>),
@@ -72,6 +89,9 @@ pub struct Machine {
     pub core: Arc<Core>,
     /// Its board.
     pub pc: Pc,
+    /// Sees every access to a device; keeps the last ones of each processor.
+    pub recorder: Arc<Recorder>,
+    durations: Arc<AtomicBool>,
     /// Remarks for the user: what was chosen, what the host lacks.
     pub remarks: Vec<String>,
     /// What was booted, in words.
@@ -130,8 +150,24 @@ impl Machine {
                 Engine::Interp(Box::new(Interp::new(&pc, |_| model.clone())))
             }
         };
-        let mut machine =
-            Machine { config, core, pc, remarks, booted: String::new(), firmware, engine, timers: None };
+        let durations: Arc<AtomicBool> = Arc::default();
+        let clock = RecorderClock { core: core.clone(), durations: durations.clone() };
+        let recorder = Recorder::new(usize::from(config.cpus), Box::new(clock));
+        for space in [&pc.memory, &pc.ports, &pc.config_space] {
+            space.set_observer(Some(recorder.clone()));
+        }
+        let mut machine = Machine {
+            config,
+            core,
+            pc,
+            recorder,
+            durations,
+            remarks,
+            booted: String::new(),
+            firmware,
+            engine,
+            timers: None,
+        };
         match machine.config.restore.clone() {
             Some(path) => machine.restore(&path)?,
             None => machine.reset(Reset::Power)?,
@@ -305,8 +341,33 @@ impl Machine {
         };
         format!(
             "hyaline: the guest's processor {cpu} shut down after a triple fault: an exception could not be delivered, nor the double fault that \
-             followed\n{text}"
+             followed\n{text}\n{}",
+            self.last_accesses(cpu, 16)
         )
+    }
+
+    /// Has access records carry how long each access took; costs two readings of the host's clock an access.
+    pub fn record_durations(&self, on: bool) {
+        self.durations.store(on, Ordering::Relaxed);
+    }
+
+    /// The last accesses of a processor to devices, in lines; says so when there were none.
+    pub fn last_accesses(&self, cpu: u8, n: usize) -> String {
+        let records = self.recorder.last_of(usize::from(cpu), n);
+        if records.is_empty() {
+            return format!("Processor {cpu} accessed no device.");
+        }
+        let mut text = format!(
+            "The last {} accesses of processor {cpu} to devices:\n{}",
+            records.len(),
+            hyaline_watch::HEADER
+        );
+        for record in &records {
+            if let Some(site) = self.recorder.site(record.site) {
+                text.push_str(&format!("\n{}", Line { record, site: &site, guest: None }));
+            }
+        }
+        text
     }
 
     /// Gets [`Machine::run`] to come back with [`Event::Stop`].
@@ -353,6 +414,9 @@ fn open_kvm(config: &Config, remarks: &mut Vec<String>) -> Result<Option<Kvm>, M
 
 /// The firmware image, if the machine starts with one: the one named, or SeaBIOS when there is no kernel.
 fn firmware(config: &Config, remarks: &mut Vec<String>) -> Result<Option<Vec<u8>>, MachineError> {
+    if config.images.builtin.is_some() {
+        return Ok(None);
+    }
     match (&config.bios, &config.images.kernel) {
         (Some(bios), kernel) => {
             if kernel.is_some() {

@@ -38,6 +38,8 @@ pub struct E820 {
 pub struct Images {
     /// `-kernel`.
     pub kernel: Option<PathBuf>,
+    /// A kernel that is part of the program, in place of a file.
+    pub builtin: Option<&'static [u8]>,
     /// `-initrd`: for Linux one file; for multiboot `file args,file args`.
     pub initrd: Option<String>,
     /// `-append`.
@@ -109,10 +111,11 @@ pub fn read_file(option: &str, path: &Path) -> Result<Vec<u8>, LoadError> {
 /// # Errors
 /// In words, with the option to look at.
 pub fn load(images: &Images, layout: &Layout<'_>) -> Result<Loaded, LoadError> {
-    let path =
-        images.kernel.as_deref().ok_or_else(|| LoadError::new("no kernel is named; give -kernel FILE"))?;
-    let kernel = read_file("-kernel", path)?;
-    let name = path.display().to_string();
+    let (kernel, name) = match (images.builtin, images.kernel.as_deref()) {
+        (Some(data), _) => (data.to_vec(), "(built in)".to_string()),
+        (None, Some(path)) => (read_file("-kernel", path)?, path.display().to_string()),
+        (None, None) => return Err(LoadError::new("no kernel is named; give -kernel FILE")),
+    };
     if bzimage::is_one(&kernel) {
         return bzimage::load(&kernel, &name, images, layout);
     }
