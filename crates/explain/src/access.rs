@@ -451,6 +451,9 @@ fn read_fields(b: &mut Building, frames: &[Frame], i: usize) {
         if n.starts_with("address_space_") {
             // address_space_stb and the like are also how a nested access of that size begins.
             fl.len.push(s);
+        } else if n.starts_with("ioport_") {
+            // The thunk may serve one byte of a wider port access.
+            fl.dispatch_size.push(s);
         } else {
             fl.size.push(s);
         }
@@ -486,7 +489,7 @@ fn read_fields(b: &mut Building, frames: &[Frame], i: usize) {
         if w <= 1
             && names::matches("address_space_rw|cpu_physical_memory_rw|cpu_memory_rw_debug|flatview_rw", n)
         {
-            fl.write.push((w == 1, i, ok));
+            fl.write.push((w == 1, i, ok && f.arg("is_write").is_some_and(|a| a.entry)));
         }
     }
     match n {
@@ -498,7 +501,7 @@ fn read_fields(b: &mut Building, frames: &[Frame], i: usize) {
                 && d <= 1
             {
                 // KVM_EXIT_IO_OUT is 1.
-                fl.write.push((d == 1, i, ok));
+                fl.write.push((d == 1, i, ok && f.arg("direction").is_some_and(|a| a.entry)));
             }
         }
         "do_outp" | "do_inp" => {
@@ -621,6 +624,7 @@ fn read_fields(b: &mut Building, frames: &[Frame], i: usize) {
     }
     put(&mut fl.addr, src("said_addr"));
     put(&mut fl.size, src("said_size"));
+    put(&mut fl.count, src("said_count"));
     put(&mut fl.offset, src("said_offset"));
     put(&mut fl.value, src("said_value"));
 }

@@ -163,6 +163,7 @@ fn work(args: impl Iterator<Item = OsString>, out: &mut impl Write) -> Result<i3
     if o.strict {
         e.findings.retain(|f| f.confidence > Sure::Hint);
         e.scenarios.clear();
+        e.relatives.clear();
         for a in &mut e.accesses {
             a.candidates.clear();
         }

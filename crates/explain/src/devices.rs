@@ -769,7 +769,7 @@ fn weigh(c: &mut Candidate, size: Option<u64>, write: Option<bool>) {
     if let Some(s) = size {
         if h.register.width == s && h.within == 0 {
             c.score += 4;
-            c.because.push(format!("{s} bytes is the register's width"));
+            c.because.push(format!("{} is the register's width", crate::explanation::bytes(s)));
         } else if h.within != 0 {
             c.score -= 5;
             c.because.push(format!("starts {} bytes into the register", h.within));

@@ -378,7 +378,8 @@ pub fn explain(report: &Report, mtree: &[Range]) -> Explanation {
         && facts.stack.format != Format::Prose
         && !frames.iter().all(|f| !f.named());
     let next = next_steps(&facts, &accesses, &causes);
-    Explanation {
+    let prose = facts.stack.format == Format::Prose;
+    let mut e = Explanation {
         schema: 1,
         verdict: if explained { "explained" } else { "partly" },
         input: InputOut {
@@ -421,7 +422,34 @@ pub fn explain(report: &Report, mtree: &[Range]) -> Explanation {
         next,
         chain,
         report: report.hyaline.as_ref().map(report_lines).unwrap_or_default(),
+    };
+    if report.prose.iter().any(|p| p.contains("corrupt stack")) {
+        // The debugger itself doubts the frames.
+        for a in &mut e.accesses {
+            a.certain.clear();
+            a.confidence = a.confidence.map(|c| c.min(Sure::Strong));
+            if let Some(r) = &mut a.register {
+                r.confidence = r.confidence.min(Sure::Strong);
+            }
+        }
+        for f in &mut e.findings {
+            f.confidence = f.confidence.min(Sure::Strong);
+        }
+        e.cannot_tell.push("The debugger says that the stack may be corrupt, so nothing here is certain. A core file or a build without optimization gives better frames.".into());
     }
+    if prose {
+        // A story has no frame numbers to point at.
+        e.actor.evidence.clear();
+        e.end.evidence.clear();
+        for a in &mut e.accesses {
+            a.evidence.clear();
+            a.evidence_of.clear();
+        }
+        for f in &mut e.findings {
+            f.evidence.clear();
+        }
+    }
+    e
 }
 
 /// Nothing to explain, or only our own report without a stack.

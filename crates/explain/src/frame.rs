@@ -79,6 +79,10 @@ pub(crate) fn normal_name(name: &str) -> String {
     {
         n = &n[..at];
     }
+    // name+0x12
+    if let Some(at) = n.find("+0x") {
+        n = &n[..at];
+    }
     n.strip_prefix("__GI_").unwrap_or(n).to_owned()
 }
 

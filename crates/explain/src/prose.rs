@@ -82,6 +82,9 @@ fn numbers(sentence: &str) -> Vec<Said> {
             "offset" | "register" => Some(("said_offset", i)),
             "size" | "len" | "length" => Some(("said_size", i)),
             "value" | "val" | "data" => Some(("said_value", i)),
+            "count" => Some(("said_count", i)),
+            "mask" | "shift" | "line" | "frame" | "frames" | "version" | "vector" | "queue" | "thread"
+            | "step" => None,
             _ => key,
         };
         let hexish = lower.starts_with("0x");
@@ -146,7 +149,12 @@ pub(crate) fn stack(prose: &[String]) -> Option<Stack> {
                     matches!(names::role(&frames[k].function), Role::Entry | Role::Space | Role::Dispatch)
                 });
                 match target {
-                    Some(k) => add(&mut frames[k], &said),
+                    Some(k) => {
+                        // Behind the dispatch an address is an offset in the region.
+                        let inside = names::role(&frames[k].function) == Role::Dispatch;
+                        let key = if inside && said.key == "said_addr" { "said_offset" } else { said.key };
+                        add(&mut frames[k], &Said { key, ..said });
+                    }
                     None => loose.push(said),
                 }
             }

@@ -439,7 +439,8 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
     for f in
         e.findings.iter().filter(|f| f.kind == Kind::Context && matches!(f.rule, "R8" | "R9" | "R10" | "R12"))
     {
-        wrap(&mut out, "  ", "  ", &format!("{} [{}: {}]", f.text, f.confidence.word(), refs(&f.evidence)));
+        let at = if f.evidence.is_empty() { String::new() } else { format!(": {}", refs(&f.evidence)) };
+        wrap(&mut out, "  ", "  ", &format!("{} [{}{at}]", f.text, f.confidence.word()));
     }
     if e.chain.len() > 1 {
         let chain = if e.chain.len() > 14 {
@@ -449,7 +450,7 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
         };
         wrap(&mut out, "  ", "  ", &format!("Then: {chain}."));
     }
-    let at = if ended(e).contains("are missing") {
+    let at = if e.end.evidence.is_empty() || ended(e).contains("are missing") {
         String::new()
     } else {
         format!(" [{}]", refs(&e.end.evidence))
