@@ -231,7 +231,7 @@ fn linked(frames: &[Frame], outer: usize, inner: usize, prose: bool) -> bool {
         return false;
     }
     match (frames[outer].number, frames[inner].number) {
-        (Some(o), Some(i)) => o == i + 1,
+        (Some(o), Some(i)) => i.checked_add(1) == Some(o),
         // glibc backtraces and the like have no numbers and no arguments either.
         _ => false,
     }
@@ -845,7 +845,7 @@ fn guess_space(a: &Access, frames: &[Frame]) -> Option<Read<Space>> {
         });
         let sure = caller.is_some_and(|c| {
             c.function == "code_gen_buffer"
-                && matches!((c.number, frames[outer].number), (Some(o), Some(i)) if o == i + 1)
+                && matches!((c.number, frames[outer].number), (Some(o), Some(i)) if i.checked_add(1) == Some(o))
         });
         if from_code {
             return Some(Read::new(Space::Pio, vec![outer], sure));

@@ -435,7 +435,7 @@ pub fn identify(stack: &Stack, a: &Access) -> Option<Identified> {
         out.title = d.title.to_owned();
         out.frame = Some(i);
         let next_to_path = inner_path.is_some_and(
-            |p| matches!((frames[p].number, f.number), (Some(o), Some(n)) if p == i + 1 && o == n + 1),
+            |p| matches!((frames[p].number, f.number), (Some(o), Some(n)) if p == i + 1 && n.checked_add(1) == Some(o)),
         );
         out.sure = k == 0 && next_to_path && !names::matches(SHARED, &f.function);
         if let Some(b) = b {
@@ -543,19 +543,19 @@ fn set_register(out: &mut Identified, b: &'static Block, a: &Access, frames: &[F
                     .value
                     .checked_add(p.value.wrapping_sub(o.value))
                     .filter(|v| *v <= 0xffff)
-                    .map(|v| (v, ad.sure)),
-                (Some(ad), _, _) => Some((ad.value, ad.sure)),
+                    .map(|v| (v, ad.sure && region.as_ref().is_some_and(|r| r.sure))),
+                (Some(ad), _, _) => Some((ad.value, false)),
                 _ => None,
             };
             let arg = handler_arg(&["addr", "nport", "port"])
-                .filter(|(v, _)| b.registers.first().is_some_and(|r| *v + 64 >= r.offset && *v <= 0xffff));
+                .filter(|(v, _)| b.registers.first().is_some_and(|r| *v <= 0xffff && *v + 64 >= r.offset));
             match (arg, absolute) {
-                (Some((v, e)), abs) => (Some(v), e || abs.is_some_and(|x| x.0 == v)),
+                (Some((v, e)), abs) => (Some(v), e || abs.is_some_and(|x| x.0 == v && x.1)),
                 (None, Some((v, s))) => (Some(v), s),
                 (None, None) => {
                     // Handlers that number their ports from 0 (FDC): base plus offset.
                     let base = b.bases.first().copied().unwrap_or(0);
-                    (handler_arg(&["reg", "addr"]).map(|(v, _)| base + v), false)
+                    (handler_arg(&["reg", "addr"]).and_then(|(v, _)| base.checked_add(v)), false)
                 }
             }
         }
