@@ -589,7 +589,17 @@ fn looks_like_vmm(report: &Report) -> bool {
     if report.hyaline.is_some() {
         return true;
     }
-    let words = ["qemu", "hyaline", "kvm", "crosvm", "firecracker", "cloud-hypervisor", "xen-hvm"];
+    let words = [
+        "qemu",
+        "hyaline",
+        "kvm",
+        "crosvm",
+        "firecracker",
+        "cloud-hypervisor",
+        "cloud_hypervisor",
+        "openvmm",
+        "xen-hvm",
+    ];
     let says = |s: &str| {
         let l = s.to_ascii_lowercase();
         words.iter().any(|w| l.contains(w))
@@ -599,6 +609,8 @@ fn looks_like_vmm(report: &Report) -> bool {
             names::role(&f.function) != names::Role::Other && f.function.contains('_')
                 || names::matches("kvm_*|qemu_*|bdrv_*|blk_*|aio_*|virtio_*|vhost_*|pci_*|tcg_*|cpu_tb_exec|code_gen_buffer|main_loop_wait|qdev_*|qmp_*|hmp_*|memory_region_*|bql_*|usb_*|scsi_*|vnc_*|hyaline*|coroutine_trampoline|qio_*|qobject_*|net_*_packet*", &f.function)
                 || says(&f.module)
+                || names::matches("vmm::*|vm_memory::*|vm_device::*|virtio_devices::*|devices::*", &f.function)
+                || (f.function.contains("::") && says(&f.function))
                 || f.file.contains("hw/") && f.file.ends_with(".c")
                 || says(&f.file)
         })

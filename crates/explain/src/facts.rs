@@ -600,7 +600,10 @@ fn end(report: &Report, stack: &Stack) -> EndInfo {
         .any(|w| has_word(&text, w));
     let signal = own.iter().find_map(|m| if let Message::Signal(s) = m { Some(s.as_str()) } else { None });
     let waiting = frames.iter().find(|f| f.named()).is_some_and(|f| names::is_waiting(&f.function));
-    info.kind = if has(&|m| matches!(m, Message::Leak(_))) {
+    let panicked = has(&|m| matches!(m, Message::Program(t) if t.contains("' panicked at ")));
+    info.kind = if panicked {
+        End::Panic
+    } else if has(&|m| matches!(m, Message::Leak(_))) {
         End::Leak
     } else if !asserts.is_empty()
         || (info.assertion.is_some() && (!aborts.is_empty() || has(&|m| matches!(m, Message::Assert { .. }))))

@@ -368,7 +368,9 @@ pub(crate) fn hash_frame(text: &str) -> Option<(Frame, Format)> {
             || second == "at"
             || second == "from"
             || second == "handler";
-        if !(first.starts_with("<signal") || first.contains('(') || (ident && placed))
+        // Rust and C++ names may hold spaces: Vec<T, A>::push<T, A> (self=0x1).
+        let path = first.contains("::") && rest.contains(" (") && rest.contains(')');
+        if !(path || first.starts_with("<signal") || first.contains('(') || (ident && placed))
             || first.chars().all(|c| c.is_ascii_digit())
         {
             return None;

@@ -542,6 +542,7 @@ impl Reader {
         }
         for mark in [
             "error adding ioeventfd",
+            "' panicked at ",
             "error deleting ioeventfd",
             "qemu: hardware error",
             "o-routine re-entered recursively",

@@ -111,6 +111,7 @@ fn ended(e: &Explanation) -> String {
             "how it ended is not told; the innermost function is{}",
             if f.is_empty() { " unnamed".into() } else { f.replace(" in", "") }
         ),
+        "panic" if e.report.is_empty() => format!("ended in a panic{f}"),
         "panic" => "a device model of Hyaline panicked".into(),
         s => format!("ended by {s}{f}"),
     }

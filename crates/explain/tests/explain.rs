@@ -303,3 +303,25 @@ fn our_own_crash_report() {
     );
     assert!(text.contains("register is 1 byte wide"), "{text}");
 }
+
+#[test]
+fn a_panic_of_a_rust_vmm() {
+    let t = "thread 'vcpu0' panicked at crates/devices/src/lsi.rs:624:17:\nno current request\nstack backtrace:\n   0: rust_begin_unwind\n             at /rustc/0/library/std/src/panicking.rs:689:5\n   1: core::panicking::panic_fmt\n   2: hyaline_devices::lsi::Lsi::do_dma\n             at ./crates/devices/src/lsi.rs:624:17\n   3: hyaline_devices::lsi::Lsi::write\n   4: hyaline_machine::vcpu::run\n";
+    let e = explain_text(t.as_bytes());
+    assert_eq!((e.end.kind, e.end.function.as_str()), ("panic", "hyaline_devices::lsi::Lsi::do_dma"));
+    assert_ne!(e.exit_code(), 2);
+    assert!(render(&e, Detail::Brief).contains("panicked at crates/devices/src/lsi.rs:624:17"));
+}
+
+#[test]
+fn names_that_a_list_archive_hid() {
+    let t = "#0  0x1 in abort () from /lib/libc.so\n#1  0x2 in virtio_ioport_write (opaque=0x5, addr=18, val=7) at hw/virtio/virtio-pci.c:340\n\
+             #2  0x3 in memory_region_write_accessor (mr=0x5, addr=address@hidden=18, value=0x7, address@hidden, shift=0, mask=255) at memory.c:1\n\
+             #3  0x4 in access_with_adjusted_size (addr=address@hidden=18, size=address@hidden=1, mr=0x5) at memory.c:2\n\
+             #4  0x5 in flatview_write (addr=address@hidden=49170, len=address@hidden=1) at exec.c:3\n\
+             #5  0x6 in kvm_handle_io (port=49170, size=1, count=1) at kvm-all.c:4\n#6  0x7 in kvm_cpu_exec (cpu=0x9) at kvm-all.c:5\n";
+    let e = explain_text(t.as_bytes());
+    let a = &e.accesses[0];
+    assert_eq!((a.addr, a.size, a.region_base), (Some(49170), Some(1), Some(49152)));
+    assert_eq!(a.confidence, Some(Sure::Certain));
+}
