@@ -437,7 +437,9 @@ pub fn identify(stack: &Stack, a: &Access) -> Option<Identified> {
         let next_to_path = inner_path.is_some_and(
             |p| matches!((frames[p].number, f.number), (Some(o), Some(n)) if p == i + 1 && n.checked_add(1) == Some(o)),
         );
-        out.sure = k == 0 && next_to_path && !names::matches(SHARED, &f.function);
+        // A register function, by its name: what it calls may belong to another device.
+        let handler = names::matches("*write*|*read*|*_io_*|*_mmio*|*ioport*", &f.function);
+        out.sure = k == 0 && next_to_path && handler && !names::matches(SHARED, &f.function);
         if let Some(b) = b {
             out.block = Some(b);
             set_register(&mut out, b, a, frames, i);
