@@ -2,7 +2,7 @@
 
 use crate::block::{Block, BlockCache, MAX_INSNS, Source};
 use crate::decode::{self, Ea, Insn, Mode, insn_flag};
-use crate::env::{Env, Signals};
+use crate::env::{CpuLog, Env, Signals};
 use crate::fault::{Exec, Exit, Fault};
 use crate::native::mem::PAGE;
 use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, flag};
@@ -42,6 +42,8 @@ pub struct Cpu {
     pub env: Box<dyn Env>,
     /// What CPUID says.
     pub model: Arc<CpuModel>,
+    /// Who is told of events and decoded code.
+    pub log: Option<Arc<dyn CpuLog>>,
     /// Where execution goes after a block's last instruction; branches set it.
     pub(crate) next_rip: u64,
     /// The block in execution stops before the instruction of this number.
@@ -92,6 +94,7 @@ impl Cpu {
         let mut cpu = Cpu {
             state,
             env,
+            log: None,
             next_rip: 0,
             stop_at: 0,
             index: 0,
@@ -769,6 +772,11 @@ impl Cpu {
             if ends || !memory {
                 break;
             }
+        }
+        if let Some(log) = self.log.clone() {
+            let mut bytes = vec![0; usize::from(block.bytes)];
+            self.fetch(physical, &mut bytes);
+            log.code(self.env.index(), linear, u32::from(self.code_bits), &bytes);
         }
         Ok(cache.add(physical, self.mode_number(), block))
     }

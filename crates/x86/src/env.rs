@@ -3,6 +3,7 @@
 //! Memory and ports go through [`AddressSpace`], the one path of every access. The rest (interrupt
 //! acknowledge, local APIC registers, time) is behind [`Env`], so that the processor knows no board and no chip.
 
+use crate::state::{CpuState, Injected};
 use hyaline_space::AddressSpace;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,6 +55,14 @@ impl Signals {
     pub fn word(&self) -> &AtomicU32 {
         &self.0
     }
+}
+
+/// Told what a processor does, for logs.
+pub trait CpuLog: Send + Sync {
+    /// An interrupt or exception is about to be delivered; `state` is as before.
+    fn event(&self, cpu: u8, state: &CpuState, event: &Injected);
+    /// Code is decoded for the first time: its linear address, its mode in bits, its bytes.
+    fn code(&self, cpu: u8, linear: u64, bits: u32, bytes: &[u8]);
 }
 
 /// The machine as one processor sees it.

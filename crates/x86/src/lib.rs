@@ -23,7 +23,7 @@ mod tlb;
 
 pub use cpu::Cpu;
 pub use decode::{Handler, Insn};
-pub use env::{Env, Signals};
+pub use env::{CpuLog, Env, Signals};
 pub use fault::{DebugStop, Exec, Exit, Fault};
 pub use state::{CpuState, Seg};
 pub use sys::cpuid::{self, CpuModel};

@@ -120,6 +120,9 @@ fn chain(cpu: &mut Cpu, first: Injected) -> Result<(), Exit> {
         if exception && event.vector == vector::DB {
             debug::before_delivery(cpu);
         }
+        if let Some(log) = &cpu.log {
+            log.event(cpu.env.index(), &cpu.state, &event);
+        }
         let fault = match deliver(cpu, &delivery) {
             Ok(rip) => {
                 cpu.state.rip = rip;
