@@ -64,6 +64,8 @@ impl Log for LogTo {
             LogKind::GuestError => self.items.guest_errors,
             LogKind::Unimplemented => self.items.unimp,
             LogKind::Note => self.items.note,
+            LogKind::Interrupt => self.items.int,
+            LogKind::Code => self.items.in_asm,
         };
         if wanted {
             self.write(&format!("{who}: {text}"));
@@ -136,7 +138,7 @@ fn go(ask: Run) -> i32 {
         );
         return wait_for_end(&machine);
     }
-    let code = until_the_end(&mut machine);
+    let code = until_the_end(&mut machine, &log);
     if let Some(path) = machine.config.save_at_exit.clone()
         && let Err(e) = save(&mut machine, &path)
     {
@@ -160,7 +162,7 @@ fn wait_for_end(machine: &Machine) -> i32 {
 }
 
 /// Runs, resets and reports until something ends it.
-fn until_the_end(machine: &mut Machine) -> i32 {
+fn until_the_end(machine: &mut Machine, log: &LogTo) -> i32 {
     loop {
         let event = match machine.run() {
             Ok(event) => event,
@@ -195,6 +197,9 @@ fn until_the_end(machine: &mut Machine) -> i32 {
             }
             Event::Reset(_) if machine.config.no_reboot => return 0,
             Event::Reset(_) => {}
+        }
+        if machine.config.log.cpu_reset {
+            log.write(&machine.cpu_states());
         }
         if let Err(e) = machine.reset(hyaline_device::Reset::System) {
             return complain(&e);

@@ -36,6 +36,10 @@ pub enum LogKind {
     Unimplemented,
     /// `note`.
     Note,
+    /// `int`: an interrupt or exception is delivered.
+    Interrupt,
+    /// `in_asm`: code is decoded.
+    Code,
 }
 
 /// Accelerators that have chips of their own (KVM's local APICs) take messages here instead of the bus.
@@ -126,7 +130,7 @@ pub struct Core {
     banks: RwLock<HashMap<(u16, usize), Region>>,
     lines: Mutex<BTreeMap<String, Arc<Line>>>,
     cpu_of_slot: RwLock<HashMap<u16, usize>>,
-    a20: RwLock<Option<Box<dyn Fn(bool) + Send + Sync>>>,
+    a20: RwLock<Option<Box<dyn Fn(u16, bool) + Send + Sync>>>,
     shadow: RwLock<Option<Box<dyn Fn(Shadow) + Send + Sync>>>,
     smram: RwLock<Option<Box<dyn Fn(Smram) + Send + Sync>>>,
     log: RwLock<Option<Arc<dyn Log>>>,
@@ -218,8 +222,8 @@ impl Core {
     pub fn set_bank(&self, slot: &Slot, bank: usize, region: Region) {
         write!(self.banks).insert((slot.id(), bank), region);
     }
-    /// What the A20 gate does.
-    pub fn set_a20(&self, f: impl Fn(bool) + Send + Sync + 'static) {
+    /// What the A20 gate does; `f` gets the number of the slot that asks, and what it asks for.
+    pub fn set_a20(&self, f: impl Fn(u16, bool) + Send + Sync + 'static) {
         *write!(self.a20) = Some(Box::new(f));
     }
     /// What the memory controller's shadow registers do.
@@ -397,7 +401,7 @@ impl Chassis for Core {
                 }
                 Request::A20(on) => {
                     if let Some(f) = &*read!(self.a20) {
-                        f(on);
+                        f(slot.id(), on);
                     }
                 }
             },

@@ -1,13 +1,14 @@
 //! Runs the processors of a machine on the software CPU: in turns, on the calling thread.
 
-use crate::chassis::{Core, Event, Unpark};
+use crate::chassis::{Core, Event, LogKind, Unpark};
 use crate::clock::TimeBase;
 use crate::cpu_env::{Count, CpuEnv};
 use crate::pc::Pc;
 use hyaline_space::{AddressSpace, Listener, Section};
 use hyaline_x86::env::Signals;
-use hyaline_x86::state::{Activity, CpuState};
-use hyaline_x86::{Cpu, CpuModel, Exit};
+use hyaline_x86::state::{Activity, CpuState, EventKind, Injected};
+use hyaline_x86::{Cpu, CpuLog, CpuModel, Exit};
+use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -41,6 +42,87 @@ impl Listener for Remap {
     }
 }
 
+/// Writes what processors do into the machine's log.
+struct CpuLogger {
+    core: Arc<Core>,
+    events: bool,
+    code: bool,
+}
+
+/// Names of the exceptions (SDM vol. 3A table 6-1).
+const EXCEPTIONS: [&str; 22] = [
+    "#DE divide error",
+    "#DB debug",
+    "NMI",
+    "#BP breakpoint",
+    "#OF overflow",
+    "#BR bound",
+    "#UD invalid opcode",
+    "#NM no FPU",
+    "#DF double fault",
+    "coprocessor overrun",
+    "#TS invalid TSS",
+    "#NP not present",
+    "#SS stack",
+    "#GP general protection",
+    "#PF page fault",
+    "reserved 15",
+    "#MF x87",
+    "#AC alignment",
+    "#MC machine check",
+    "#XM SIMD",
+    "#VE virtualization",
+    "#CP control protection",
+];
+
+impl CpuLog for CpuLogger {
+    fn event(&self, cpu: u8, state: &CpuState, event: &Injected) {
+        if !self.events {
+            return;
+        }
+        let n = event.vector;
+        let what = match event.kind {
+            EventKind::External => format!("interrupt {n:#04x}"),
+            EventKind::Nmi => "NMI".to_string(),
+            EventKind::Software => format!("INT {n:#04x}"),
+            EventKind::Exception => {
+                EXCEPTIONS.get(usize::from(n)).map_or(format!("exception {n}"), |name| (*name).to_string())
+            }
+        };
+        let error = event.error.map_or(String::new(), |e| format!(" error {e:#06x}"));
+        let cr2 = if event.kind == EventKind::Exception && n == 14 {
+            format!(" CR2 {:#x}", state.cr2)
+        } else {
+            String::new()
+        };
+        let text = format!(
+            "{what}{error}{cr2} at {:04x}:{:016x} ({}), SP {:04x}:{:016x}, instruction {}",
+            state.seg[1].selector,
+            state.rip,
+            crate::cpu_dump::mode(state),
+            state.seg[2].selector,
+            state.gpr[4],
+            state.icount
+        );
+        self.core.log(LogKind::Interrupt, &format!("cpu{cpu}"), &text);
+    }
+
+    fn code(&self, cpu: u8, linear: u64, bits: u32, bytes: &[u8]) {
+        if !self.code {
+            return;
+        }
+        let mut text = format!("block at {linear:#x}, {bits}-bit code");
+        let mut formatter = GasFormatter::new();
+        let mut decoder = Decoder::with_ip(bits, bytes, linear, DecoderOptions::NONE);
+        for insn in &mut decoder {
+            let mut line = String::new();
+            formatter.format(&insn, &mut line);
+            text.push_str(&format!("\n  {:#018x}  {line}", insn.ip()));
+        }
+        self.core.log(LogKind::Code, &format!("cpu{cpu}"), &text);
+    }
+}
+
 impl Interp {
     /// Makes the processors, at reset.
     pub fn new(pc: &Pc, model: impl Fn(u8) -> Arc<CpuModel>) -> Interp {
@@ -50,6 +132,15 @@ impl Interp {
         let signals = pc.cpus.iter().map(|c| c.signals.clone()).collect();
         watch_map(&pc.memory, signals);
         Interp { core: pc.core.clone(), cpus, count: pc.count.clone(), turn: 0, left: 0 }
+    }
+
+    /// Logs what the processors do: interrupts and exceptions, code as it is decoded.
+    pub fn log(&mut self, events: bool, code: bool) {
+        let log: Option<Arc<dyn CpuLog>> = (events || code)
+            .then(|| Arc::new(CpuLogger { core: self.core.clone(), events, code }) as Arc<dyn CpuLog>);
+        for cpu in &mut self.cpus {
+            cpu.log = log.clone();
+        }
     }
 
     /// Number of processors.

@@ -168,6 +168,14 @@ impl Machine {
             engine,
             timers: None,
         };
+        let log = machine.config.log;
+        match &mut machine.engine {
+            Engine::Interp(interp) => interp.log(log.int, log.in_asm),
+            Engine::Kvm(_) if log.int || log.in_asm => {
+                machine.remarks.push("-d int and in_asm: KVM does not show its guest's instructions and exceptions; use -accel interp".into());
+            }
+            Engine::Kvm(_) => {}
+        }
         match machine.config.restore.clone() {
             Some(path) => machine.restore(&path)?,
             None => machine.reset(Reset::Power)?,
@@ -331,6 +339,16 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// All processors' states in words.
+    pub fn cpu_states(&mut self) -> String {
+        let cpus = usize::from(self.config.cpus);
+        let text = |n| match self.cpu_state(n) {
+            Ok(state) => crate::cpu_dump::text(n as u8, &state),
+            Err(e) => format!("CPU#{n}: its state can't be had: {e}"),
+        };
+        (0..cpus).map(text).collect::<Vec<_>>().join("\n")
     }
 
     /// What is to be said when a processor shuts down: why, where, and what led there.

@@ -26,7 +26,8 @@ use hyaline_devices::timer::mc146818::{Contents, Mc146818};
 use hyaline_ram::RamBlock;
 use hyaline_space::{Actor, AddressSpace, Io, IoError, Limits, Origin, Region};
 use hyaline_x86::env::Signals;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why a machine can't be put together.
 #[derive(Debug, thiserror::Error)]
@@ -732,6 +733,22 @@ fn shadow_below_1m(core: &Core, system: &Region, pci: &Region, ram: &Region) -> 
         system.add(start, &rom, 1)?;
         segments.push(Segment { start, bus, rom });
     }
+    // With the A20 gate closed the second MiB is the first one again. Any chip that has a gate can open it (82371SB, port 92h).
+    let wrap = Region::alias("a20-wrap", ram, 0, 0x10_0000);
+    wrap.set_enabled(false);
+    system.add(0x10_0000, &wrap, 2)?;
+    let open: Mutex<BTreeSet<u16>> = Mutex::default();
+    core.set_a20(move |slot, on| {
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        if on {
+            open.insert(slot)
+        } else {
+            open.remove(&slot)
+        };
+        if wrap.is_enabled() != open.is_empty() {
+            wrap.set_enabled(open.is_empty());
+        }
+    });
     core.set_shadow(move |shadow: Shadow| {
         let _t = hyaline_space::transaction();
         for s in segments.iter().filter(|s| (shadow.start..shadow.start + shadow.len).contains(&s.start)) {

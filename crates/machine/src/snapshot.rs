@@ -60,12 +60,7 @@ impl Machine {
             accel: self.accel().as_str().into(),
             now: self.core.clock.now(),
             wall_at_zero: self.core.clock.wall_at_zero(),
-            devices: self
-                .pc
-                .devices
-                .iter()
-                .map(|d| (d.slot.name().into(), d.slot.chip().name.into()))
-                .collect(),
+            devices: self.devices().collect(),
             firmware: self.pc.rom.as_ref().map_or(0, |r| r.len()),
             booted: self.booted.clone(),
         }
