@@ -1,9 +1,9 @@
-//! Measures the interpreter's speed: `cargo run --release -p hyaline-x86 --example mips [FILE]`.
+//! Measures the interpreter's speed: `cargo run --release -p hyaline-x86 --example mips [-jit] [FILE]`.
 //!
 //! Without FILE a built-in loop runs. FILE is a flat image of 64-bit code (`objcopy -O binary`), loaded and entered at 2 MiB in long mode with 64 MiB
 //! of RAM and the stack below 32 MiB; it ends with UD2 (there is no interrupt table: the processor shuts down) and RAX is printed.
 
-use hyaline_x86::{Exit, testing};
+use hyaline_x86::{Exit, JitOptions, Tier, testing};
 use std::time::Instant;
 
 /// Load address of the image.
@@ -30,7 +30,8 @@ const LOOP: &[u8] = &[
 ];
 
 fn main() {
-    let code = match std::env::args_os().nth(1) {
+    let jit = std::env::args_os().nth(1).is_some_and(|a| a == "-jit");
+    let code = match std::env::args_os().nth(if jit { 2 } else { 1 }) {
         None => LOOP.to_vec(),
         Some(path) => match std::fs::read(&path) {
             Ok(code) => code,
@@ -47,6 +48,10 @@ fn main() {
     }
     cpu.state.rip = BASE;
     cpu.state.gpr[4] = 32 << 20;
+    if jit && let Err(error) = cpu.set_tier(Tier::Jit(JitOptions::default())) {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
     let start = Instant::now();
     let exit = loop {
         match cpu.run(100_000_000) {
@@ -60,4 +65,8 @@ fn main() {
         "{exit:?} at {:#x}, rax {:#x}: {} instructions in {time:.3?}: {mips:.1} MIPS",
         cpu.state.rip, cpu.state.gpr[0], cpu.state.icount
     );
+    if let Some(stats) = cpu.jit_stats() {
+        println!("{stats:?}", stats = hyaline_x86::JitStats { interpreted: Vec::new(), ..stats.clone() });
+        println!("left to the interpreter: {:?}", stats.top_interpreted(20));
+    }
 }

@@ -4,6 +4,7 @@ use crate::block::{Block, BlockCache, MAX_INSNS, Source};
 use crate::decode::{self, Ea, Insn, Mode, insn_flag};
 use crate::env::{CpuLog, Env, Signals};
 use crate::fault::{Exec, Exit, Fault};
+use crate::jit::{Jit, JitError, JitStats, Tier};
 use crate::native::mem::PAGE;
 use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, flag};
 use crate::sys::cpuid::CpuModel;
@@ -49,7 +50,7 @@ pub struct Cpu {
     /// The block in execution stops before the instruction of this number.
     pub(crate) stop_at: u32,
     /// Number of the instruction in execution within its block.
-    index: u32,
+    pub(crate) index: u32,
     /// Lazy arithmetic flags: the last result, sign-extended; see `exec::flags`.
     pub(crate) lazy_result: u64,
     /// Lazy arithmetic flags: carries and deviations.
@@ -65,21 +66,22 @@ pub struct Cpu {
     cpl: u8,
     code_bits: u8,
     stack_bytes: u8,
-    amd: bool,
+    pub(crate) amd: bool,
     /// Width of physical addresses.
     pub(crate) physical_bits: u32,
     /// Whether 1 GiB pages exist.
     pub(crate) gigabyte_pages: bool,
     /// RFLAGS bits that select views and modes, as they were at the last `mode_changed`.
     mode_flags: u64,
-    attention: u32,
+    pub(crate) attention: u32,
     code_limit: u64,
     /// The last limit of a code segment that had one.
     limit_seen: u64,
     /// The code epoch that was dealt with.
-    epoch: u64,
-    signals: Arc<Signals>,
+    pub(crate) epoch: u64,
+    pub(crate) signals: Arc<Signals>,
     blocks: Option<Box<BlockCache>>,
+    pub(crate) jit: Option<Box<Jit>>,
 }
 
 /// RFLAGS bits that `mode_changed` depends on.
@@ -121,6 +123,7 @@ impl Cpu {
             epoch: hyaline_ram::code::epoch(),
             signals,
             blocks: Some(Box::new(BlockCache::new())),
+            jit: None,
         };
         cpu.mode_changed();
         cpu.adopt_flags();
@@ -136,10 +139,34 @@ impl Cpu {
         self.adopt_flags();
         self.mode_changed();
         let end = self.state.icount.saturating_add(budget);
-        let exit = self.run_loop(&mut cache, end);
+        let exit = match self.jit.take() {
+            None => self.run_loop(&mut cache, end),
+            Some(mut jit) => {
+                let exit = jit.run(self, &mut cache, end);
+                self.jit = Some(jit);
+                exit
+            }
+        };
         self.materialize_flags();
         self.blocks = Some(cache);
         exit
+    }
+
+    /// Chooses how instructions are executed from now on.
+    ///
+    /// # Errors
+    /// When the host can't run translated code; the tier stays as it was.
+    pub fn set_tier(&mut self, tier: Tier) -> Result<(), JitError> {
+        self.jit = match tier {
+            Tier::Interp => None,
+            Tier::Jit(options) => Some(Jit::new(self, options)?),
+        };
+        Ok(())
+    }
+
+    /// What the translator did so far; None when the processor interprets.
+    pub fn jit_stats(&self) -> Option<&JitStats> {
+        self.jit.as_ref().map(|jit| jit.stats())
     }
 
     /// Executes one instruction.
@@ -270,7 +297,7 @@ impl Cpu {
                 }
             }
         };
-        let slow = self.alignment_checked || (self.debug_armed && self.in_64bit && false);
+        let slow = self.alignment_checked;
         self.segc[seg as usize & 7] =
             if slow { FastSegment { readable: 0, writable: 0, ..fast } } else { fast };
     }
@@ -372,12 +399,12 @@ impl Cpu {
 
     /// What blocks and links are valid under: the window's contents and the code size.
     #[inline(always)]
-    fn context(&self) -> u64 {
+    pub(crate) fn context(&self) -> u64 {
         self.mmu.window.generation << 8 | u64::from(self.code_bits)
     }
 
     /// Recomputes `attention` and whatever a system instruction may have changed.
-    fn look_around(&mut self) {
+    pub(crate) fn look_around(&mut self) {
         if (self.state.rflags ^ self.mode_flags) & MODE_FLAGS != 0 {
             self.mode_changed();
         }
@@ -402,7 +429,7 @@ impl Cpu {
         self.attention = a;
     }
 
-    fn run_loop(&mut self, cache: &mut BlockCache, end: u64) -> Exit {
+    pub(crate) fn run_loop(&mut self, cache: &mut BlockCache, end: u64) -> Exit {
         let mut faults = 0;
         self.look_around();
         'blocks: loop {
@@ -608,7 +635,7 @@ impl Cpu {
 
     /// Delivers a fault of the instruction at `state.rip`.
     #[cold]
-    fn deliver(&mut self, fault: Fault, faults: &mut u32) -> Result<(), Exit> {
+    pub(crate) fn deliver(&mut self, fault: Fault, faults: &mut u32) -> Result<(), Exit> {
         self.materialize_flags();
         match fault {
             Fault::Again => {
@@ -636,7 +663,7 @@ impl Cpu {
 
     /// Somebody wrote to code, or made code of what this processor may write to.
     #[cold]
-    fn catch_up(&mut self) {
+    pub(crate) fn catch_up(&mut self) {
         self.epoch = hyaline_ram::code::epoch();
         self.mmu.renew();
         self.mmu.forbid_code_writes();
@@ -652,7 +679,7 @@ impl Cpu {
 
     /// The block at a linear address (that of `state.rip`): looked up, or decoded.
     #[cold]
-    fn find_block(&mut self, cache: &mut BlockCache, linear: u64) -> Exec<u32> {
+    pub(crate) fn find_block(&mut self, cache: &mut BlockCache, linear: u64) -> Exec<u32> {
         let rip = self.state.rip;
         if self.in_64bit {
             if !self.canonical(linear) {
@@ -685,7 +712,7 @@ impl Cpu {
     }
 
     /// The memory that holds the code at a physical address: marked before it is read.
-    fn code_source(&mut self, physical: u64, len: u64) -> Option<Source> {
+    pub(crate) fn code_source(&mut self, physical: u64, len: u64) -> Option<Source> {
         let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory())
         else {
             return None;
@@ -705,7 +732,7 @@ impl Cpu {
     }
 
     /// Reads code bytes of one page.
-    fn fetch(&mut self, physical: u64, buf: &mut [u8]) {
+    pub(crate) fn fetch(&mut self, physical: u64, buf: &mut [u8]) {
         if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory())
             && let Some(ram) = self.mmu.physical.block(block)
             && ram.read(offset | physical & (PAGE - 1), buf).is_ok()

@@ -110,6 +110,30 @@ pub struct Insn {
 }
 
 impl Insn {
+    /// An instruction that raises #UD.
+    pub(crate) fn undefined() -> Insn {
+        Insn {
+            handler: undefined,
+            imm: 0,
+            disp: 0,
+            code: Code::INVALID,
+            len: 1,
+            size: 0,
+            flags: insn_flag::END,
+            asize: 8,
+            osize: 4,
+            r0: 0,
+            r1: 0,
+            r2: 0,
+            seg: Seg::Ds,
+            base: 0,
+            index: 0,
+            scale: 0,
+            ea: Ea::None,
+            bytes: [0; 15],
+            plan: None,
+        }
+    }
     /// The raw bytes.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or(&self.bytes)

@@ -292,6 +292,26 @@ impl Cpu {
         Ok(page)
     }
 
+    /// Enters the translation of an access within one page into the TLB. False: it was there, or can't be, or the access faults; nothing
+    /// else has changed.
+    pub(crate) fn refill(&mut self, linear: u64, size: u64, write: bool) -> bool {
+        if linear & (PAGE - 1) > PAGE - size || (self.in_64bit() && !self.canonical(linear)) {
+            return false;
+        }
+        let maps = |cpu: &Cpu| {
+            let w = &cpu.mmu.window;
+            if write { w.write.maps(linear, size) } else { w.read.maps(linear, size) }
+        };
+        if maps(self) {
+            return false;
+        }
+        let cr2 = self.state.cr2;
+        let access = if write { Access::Write } else { Access::Read };
+        let found = self.translate(linear, access, self.view).is_ok();
+        self.state.cr2 = cr2;
+        found && maps(self)
+    }
+
     fn enter(&mut self, linear: u64, page: &Page, access: Access) {
         if page.size > PAGE {
             self.mmu.note_large(linear, page.size);

@@ -5,7 +5,7 @@
 //! carry permissions: what may not be accessed is not there. Read, write and execute have tables of their own; memory-mapped
 //! registers, watched pages and pages with code (for writes) are never entered.
 
-use crate::native::mem::{ENTRIES, PAGE, Table};
+use crate::native::mem::{CodeTable, ENTRIES, PAGE, Table, window_tables};
 use hyaline_ram::RamBlock;
 use hyaline_space::AddressSpace;
 use std::sync::Arc;
@@ -39,6 +39,8 @@ const fn void_exec(i: usize) -> ExecEntry {
 pub(crate) struct Window {
     pub read: Table,
     pub write: Table,
+    /// What generated code knows of code pages.
+    pub code: CodeTable,
     exec: Box<[ExecEntry]>,
     exec_used: bool,
     /// Bits by slot: the entry is of a global page.
@@ -49,9 +51,11 @@ pub(crate) struct Window {
 
 impl Window {
     fn new(generation: u64) -> Box<Window> {
+        let (read, write, code) = window_tables();
         Box::new(Window {
-            read: Table::new(),
-            write: Table::new(),
+            read,
+            write,
+            code,
             exec: (0..EXEC_ENTRIES).map(void_exec).collect(),
             exec_used: false,
             global: [Box::new([0; ENTRIES / 64]), Box::new([0; ENTRIES / 64])],
@@ -93,6 +97,7 @@ impl Window {
 
     fn clear(&mut self, keep_global: bool, generation: u64) {
         self.generation = generation;
+        self.code.clear();
         if keep_global {
             let [read, write] = &self.global;
             let kept = |bits: &[u64; ENTRIES / 64], tag: u64| {
@@ -119,6 +124,7 @@ impl Window {
         self.generation = generation;
         self.read.drop_page(linear);
         self.write.drop_page(linear);
+        self.code.drop_page(linear);
         let i = (linear >> 12) as usize & (EXEC_ENTRIES - 1);
         if let Some(e) = self.exec.get_mut(i).filter(|e| e.tag == linear & !(PAGE - 1)) {
             *e = void_exec(i);
@@ -127,6 +133,7 @@ impl Window {
 
     fn drop_range(&mut self, from: u64, to: u64, generation: u64) {
         self.generation = generation;
+        self.code.clear();
         let outside = |tag: u64| tag < from || tag > to;
         self.read.retain(outside);
         self.write.retain(outside);
@@ -297,7 +304,7 @@ impl Mmu {
         i
     }
 
-    fn each(&mut self, mut f: impl FnMut(&mut Window, u64)) {
+    pub(crate) fn each(&mut self, mut f: impl FnMut(&mut Window, u64)) {
         let mut counter = self.counter;
         let stored = self.spaces.iter_mut().flat_map(|s| s.windows.iter_mut().flatten());
         for w in stored.chain(std::iter::once(&mut self.window)) {

@@ -5,6 +5,7 @@ use crate::cpu::Cpu;
 use crate::decode::{Insn, insn_flag};
 use crate::fault::Exec;
 use crate::mmu::Width;
+use crate::state::flag;
 
 /// BT (0), BTS (1), BTR (2), BTC (3): CF is the bit; the other flags stay.
 pub(super) fn bt<const KIND: u8, const IMM: bool, T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
@@ -47,13 +48,22 @@ pub(super) fn bt<const KIND: u8, const IMM: bool, T: Width>(cpu: &mut Cpu, i: &I
     Ok(())
 }
 
-/// BSF and BSR: a source of 0 sets ZF and leaves the destination alone; the other flags are undefined and stay.
+/// The flags of BSF and BSR: ZF says that the source was 0. The others are undefined; recent AMD processors clear them, but for PF, which
+/// is the result's, set when there is none.
+fn scan_flags(cpu: &mut Cpu, index: Option<u32>) {
+    cpu.lazy_result = u64::from(index.is_some());
+    // A result of 1 has odd parity, one of 0 even.
+    let even = index.is_none_or(|n| n.count_ones() & 1 == 0);
+    cpu.lazy_aux = u64::from(index.is_some() && even) << 8;
+}
+
+/// BSF and BSR: a source of 0 leaves the destination alone.
 pub(super) fn bsf<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let v = cpu.rm1::<T>(i)?.u64();
     if v != 0 {
         cpu.set_reg(i.r0, T::from_u64(v.trailing_zeros().into()));
     }
-    cpu.set_zf(v == 0);
+    scan_flags(cpu, (v != 0).then(|| v.trailing_zeros()));
     Ok(())
 }
 pub(super) fn bsr<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
@@ -61,14 +71,15 @@ pub(super) fn bsr<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     if v != 0 {
         cpu.set_reg(i.r0, T::from_u64(u64::from(63 - v.leading_zeros())));
     }
-    cpu.set_zf(v == 0);
+    scan_flags(cpu, (v != 0).then(|| 63 - v.leading_zeros()));
     Ok(())
 }
-/// CF and ZF of TZCNT and LZCNT; the others are undefined, and 0 on AMD processors.
+/// CF and ZF of TZCNT and LZCNT; the others are undefined: recent AMD processors leave OF alone and clear the rest.
 fn count_flags(cpu: &mut Cpu, cf: bool, zf: bool) {
+    let of = cpu.of();
     cpu.lazy_result = u64::from(!zf);
     // A result of 1 has odd parity, one of 0 even: PF is inverted for the latter.
-    cpu.lazy_aux = aux_of(cf, false, false) | u64::from(zf) << 8;
+    cpu.lazy_aux = aux_of(cf, of, false) | u64::from(zf) << 8;
 }
 pub(super) fn tzcnt<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let v = cpu.rm1::<T>(i)?.u64();
@@ -126,6 +137,9 @@ pub(super) fn bextr<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let v = if start < T::BITS { a >> start } else { 0 };
     let v = if len < 64 { v & ((1 << len) - 1) } else { v };
     logic::<T>(cpu, i.r0, v, false);
+    // AF and SF are undefined; recent AMD processors set the one and clear the other.
+    let flags = cpu.arithmetic_flags();
+    cpu.set_flags(flags & !flag::SF | flag::AF);
     Ok(())
 }
 pub(super) fn blsi<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {

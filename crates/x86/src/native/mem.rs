@@ -8,6 +8,7 @@
 //! host can do that: atomic when aligned, and whatever x86 does when not.
 
 use hyaline_ram::RamBlock;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Entries in a table; direct mapped by the page number's low bits.
@@ -25,9 +26,142 @@ pub(crate) struct Entry {
     pub host: u64,
 }
 
+/// Slots for the identities of code pages, direct mapped by the page number's low bits.
+pub(crate) const PAGE_SLOTS: usize = 4096;
+/// Slots of the cache of indirect branch targets.
+pub(crate) const TARGETS: usize = 4096;
+
+/// What generated code reaches of a window by constant displacements from one base: the read table, the write table, which
+/// translated page each linear page is (0: not known), and where indirect branches lead (linear address, host address).
+#[repr(C, align(4096))]
+struct WindowTables {
+    read: [Entry; ENTRIES],
+    write: [Entry; ENTRIES],
+    pages: [u32; PAGE_SLOTS],
+    targets: [[u64; 2]; TARGETS],
+}
+
+/// An address that doesn't select slot 0, for the void slot 0 of the targets; in all other slots 0 is such an address.
+const VOID_TARGET: [u64; 2] = [1, 0];
+
+/// Displacement of the write table.
+pub(crate) const WRITE_TABLE: usize = std::mem::offset_of!(WindowTables, write);
+/// Displacement of the page identities.
+pub(crate) const PAGE_TABLE: usize = std::mem::offset_of!(WindowTables, pages);
+/// Displacement of the branch targets.
+pub(crate) const TARGET_TABLE: usize = std::mem::offset_of!(WindowTables, targets);
+
+/// The memory of a window's tables, freed with the last of its parts.
+struct WindowMemory(NonNull<WindowTables>);
+// SAFETY: the memory is owned; its parts are only ever used by the one processor that has the window.
+unsafe impl Send for WindowMemory {}
+// SAFETY: as above: nothing is accessed through a shared WindowMemory itself.
+unsafe impl Sync for WindowMemory {}
+
+impl WindowMemory {
+    fn new() -> Arc<WindowMemory> {
+        let layout = std::alloc::Layout::new::<WindowTables>();
+        // SAFETY: the layout isn't empty; all-zero bytes are valid tables.
+        let p = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<WindowTables>();
+        let Some(p) = NonNull::new(p) else { std::alloc::handle_alloc_error(layout) };
+        // SAFETY: as just allocated.
+        unsafe { (*p.as_ptr()).targets[0] = VOID_TARGET };
+        Arc::new(WindowMemory(p))
+    }
+}
+impl Drop for WindowMemory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout, and nothing refers to it any more.
+        unsafe { std::alloc::dealloc(self.0.as_ptr().cast(), std::alloc::Layout::new::<WindowTables>()) };
+    }
+}
+
+/// A window's read table, write table and code table, in one piece of memory.
+pub(crate) fn window_tables() -> (Table, Table, CodeTable) {
+    let memory = WindowMemory::new();
+    let p = memory.0.as_ptr();
+    // SAFETY: fields of the live allocation; never null.
+    let (read, write) =
+        unsafe { (NonNull::new_unchecked(&raw mut (*p).read), NonNull::new_unchecked(&raw mut (*p).write)) };
+    (
+        Table::over(read, memory.clone()),
+        Table::over(write, memory.clone()),
+        CodeTable { memory, used: false, mode: 0 },
+    )
+}
+
+/// Which translated pages and branch targets a window knows, for generated code.
+pub(crate) struct CodeTable {
+    memory: Arc<WindowMemory>,
+    used: bool,
+    /// The mode number that the page identities are of.
+    pub mode: u32,
+}
+
+impl CodeTable {
+    /// Where the window's tables begin: the base of generated code's accesses.
+    pub(crate) fn base(&self) -> u64 {
+        self.memory.0.as_ptr() as u64
+    }
+    #[inline]
+    fn slot(linear: u64) -> usize {
+        (linear >> 12) as usize & (PAGE_SLOTS - 1)
+    }
+    #[inline]
+    fn pages(&mut self) -> &mut [u32; PAGE_SLOTS] {
+        // SAFETY: live memory that only this CodeTable refers to.
+        unsafe { &mut (*self.memory.0.as_ptr()).pages }
+    }
+    #[inline]
+    fn targets(&mut self) -> &mut [[u64; 2]; TARGETS] {
+        // SAFETY: as above.
+        unsafe { &mut (*self.memory.0.as_ptr()).targets }
+    }
+    /// The identity in the slot of a linear address.
+    #[inline]
+    pub(crate) fn page(&mut self, linear: u64) -> u32 {
+        self.pages()[Self::slot(linear)]
+    }
+    /// Enters an identity.
+    pub(crate) fn set_page(&mut self, linear: u64, id: u32) {
+        self.used = true;
+        self.pages()[Self::slot(linear)] = id;
+    }
+    /// Forgets the identity in the slot of a linear address.
+    pub(crate) fn drop_page(&mut self, linear: u64) {
+        if self.used {
+            self.pages()[Self::slot(linear)] = 0;
+        }
+    }
+    /// Forgets all identities.
+    pub(crate) fn clear(&mut self) {
+        if self.used {
+            self.pages().fill(0);
+            self.used = false;
+        }
+    }
+    /// Forgets one identity wherever it is.
+    pub(crate) fn forget(&mut self, id: u32) {
+        if self.used {
+            self.pages().iter_mut().filter(|p| **p == id).for_each(|p| *p = 0);
+        }
+    }
+    /// Enters a branch target.
+    pub(crate) fn set_target(&mut self, slot: usize, linear: u64, host: u64) {
+        self.targets()[slot & (TARGETS - 1)] = [linear, host];
+    }
+    /// Forgets all branch targets.
+    pub(crate) fn clear_targets(&mut self) {
+        self.targets().fill([0; 2]);
+        self.targets()[0] = VOID_TARGET;
+    }
+}
+
 /// One direct-mapped table.
 pub(crate) struct Table {
-    entries: Box<[Entry; ENTRIES]>,
+    entries: NonNull<[Entry; ENTRIES]>,
+    /// Keeps `entries` alive.
+    _memory: Arc<WindowMemory>,
     blocks: Vec<Arc<RamBlock>>,
     touched: Vec<u16>,
 }
@@ -167,22 +301,32 @@ scalar!(
 );
 
 impl Table {
-    pub(crate) fn new() -> Table {
-        let entries: Box<[Entry]> = (0..ENTRIES).map(void).collect();
-        let entries = entries.try_into().unwrap_or_else(|_| Box::new([void(0); ENTRIES]));
-        Table { entries, blocks: Vec::new(), touched: Vec::new() }
+    fn over(entries: NonNull<[Entry; ENTRIES]>, memory: Arc<WindowMemory>) -> Table {
+        let mut table = Table { entries, _memory: memory, blocks: Vec::new(), touched: Vec::new() };
+        table.entries_mut().iter_mut().enumerate().for_each(|(i, e)| *e = void(i));
+        table
     }
 
-    /// The entries, for generated code.
-    #[allow(dead_code)]
-    pub(crate) fn as_ptr(&self) -> *const Entry {
-        self.entries.as_ptr()
+
+    #[inline(always)]
+    fn entries(&self) -> &[Entry; ENTRIES] {
+        // SAFETY: `_memory` keeps them alive; besides this table only generated code reads them, on the same thread.
+        unsafe { self.entries.as_ref() }
+    }
+    #[inline(always)]
+    fn entries_mut(&mut self) -> &mut [Entry; ENTRIES] {
+        Table::all(&mut self.entries)
+    }
+    #[inline(always)]
+    fn all(entries: &mut NonNull<[Entry; ENTRIES]>) -> &mut [Entry; ENTRIES] {
+        // SAFETY: as above.
+        unsafe { entries.as_mut() }
     }
 
     /// The host address of `size` bytes at `linear` when the table maps them and they are within one page.
     #[inline(always)]
     fn find(&self, linear: u64, size: u64) -> Option<*mut u8> {
-        let e = &self.entries[(linear >> 12) as usize & (ENTRIES - 1)];
+        let e = &self.entries()[(linear >> 12) as usize & (ENTRIES - 1)];
         let off = e.tag ^ linear;
         if off <= PAGE - size {
             // One comparison says both that the tag matches and that the access stays in the page.
@@ -279,7 +423,7 @@ impl Table {
             self.blocks.push(block.clone());
         }
         let slot = (linear >> 12) as usize & (ENTRIES - 1);
-        let e = &mut self.entries[slot];
+        let e = &mut Table::all(&mut self.entries)[slot];
         if e.host == 0 {
             self.touched.push(slot as u16);
         }
@@ -290,7 +434,7 @@ impl Table {
     /// Voids the entry of the page of `linear`, if it is there.
     pub(crate) fn drop_page(&mut self, linear: u64) {
         let slot = (linear >> 12) as usize & (ENTRIES - 1);
-        let e = &mut self.entries[slot];
+        let e = &mut self.entries_mut()[slot];
         if e.tag == linear & !(PAGE - 1) {
             // The host address stays, so that the slot remains in the touched list just once.
             e.tag = void(slot).tag;
@@ -299,7 +443,7 @@ impl Table {
 
     /// Voids every entry for which `keep` says no to its linear page address.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) {
-        let entries = &mut self.entries;
+        let entries = Table::all(&mut self.entries);
         self.touched.retain(|slot| {
             let slot = usize::from(*slot) & (ENTRIES - 1);
             let e = &mut entries[slot];
@@ -316,7 +460,7 @@ impl Table {
         let host = (block.host_ptr() as u64).wrapping_add(offset & !(PAGE - 1));
         for slot in &self.touched {
             let slot = usize::from(*slot) & (ENTRIES - 1);
-            let e = &mut self.entries[slot];
+            let e = &mut Table::all(&mut self.entries)[slot];
             if e.host == host {
                 e.tag = void(slot).tag;
             }
@@ -327,7 +471,7 @@ impl Table {
     pub(crate) fn drop_code_pages(&mut self, blocks: &[Arc<RamBlock>]) {
         for slot in &self.touched {
             let slot = usize::from(*slot) & (ENTRIES - 1);
-            let e = &mut self.entries[slot];
+            let e = &mut Table::all(&mut self.entries)[slot];
             let holds_code = blocks.iter().any(|b| {
                 let offset = e.host.wrapping_sub(b.host_ptr() as u64);
                 offset < b.len() && b.code().lines(offset) != 0
@@ -391,7 +535,7 @@ impl Table {
     pub(crate) fn clear(&mut self) {
         for slot in self.touched.drain(..) {
             let slot = usize::from(slot) & (ENTRIES - 1);
-            self.entries[slot] = void(slot);
+            Table::all(&mut self.entries)[slot] = void(slot);
         }
         self.blocks.clear();
     }

@@ -19,7 +19,7 @@ mod features;
 mod masked;
 pub(crate) mod mem;
 mod moves;
-mod plan;
+pub(crate) mod plan;
 #[cfg(test)]
 mod tests;
 mod x87;

@@ -27,7 +27,7 @@ pub(super) type Entry = unsafe extern "sysv64" fn(*mut CpuState, *mut u8);
 
 /// Which architectural rules decide whether the instruction may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// x87.
     X87,
     /// MMX registers and no vector registers: CR0.EM and CR0.TS.
@@ -165,7 +165,7 @@ fn key(i: &Instruction, bytes: &[u8], bits: u32) -> Option<Key> {
 }
 
 /// The class of an instruction, None when it isn't executed by a thunk.
-pub(super) fn class_of(code: Code) -> Option<Class> {
+pub(crate) fn class_of(code: Code) -> Option<Class> {
     let features = code.cpuid_features();
     if features.is_empty() || !features.iter().all(|&f| host_has(f) == Some(true)) {
         return None;
@@ -232,7 +232,7 @@ fn vex_aligned(mnemonic: Mnemonic) -> bool {
     )
 }
 
-fn alignment(i: &Instruction, class: Class, size: usize) -> u16 {
+pub(crate) fn alignment(i: &Instruction, class: Class, size: usize) -> u16 {
     let aligned = match class {
         Class::Sse | Class::SseMmx => size == 16 && !legacy_unaligned(i.mnemonic()),
         Class::Vex | Class::Evex => vex_aligned(i.mnemonic()),

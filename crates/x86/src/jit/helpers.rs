@@ -1,0 +1,109 @@
+//! What generated code calls: TLB refills, and the interpreter for one instruction.
+
+use super::context::{Context, exit};
+use super::stubs::Helper;
+use super::{Jit, ModeKey, Site, from_context, to_context};
+use crate::cpu::Cpu;
+use crate::decode::{Insn, insn_flag};
+
+/// In the order that the stubs want.
+pub(super) const TABLE: [Helper; 3] = [miss_read, miss_write, interpret];
+
+/// The processor and the translator behind a context.
+///
+/// # Safety
+/// Called from generated code that was entered by [`Jit::enter`], which set the pointers and doesn't use what they point to until generated code
+/// comes back.
+unsafe fn parts<'a>(c: *mut Context) -> (&'a mut Context, &'a mut Cpu, &'a mut Jit) {
+    // SAFETY: the caller's promise.
+    unsafe { (&mut *c, &mut *(*c).cpu, &mut *(*c).jit) }
+}
+
+unsafe extern "sysv64" fn miss_read(c: *mut Context, site: u32, address: u64) -> u64 {
+    // SAFETY: called by generated code.
+    let (c, cpu, jit) = unsafe { parts(c) };
+    miss(c, cpu, jit, site, address, false)
+}
+
+unsafe extern "sysv64" fn miss_write(c: *mut Context, site: u32, address: u64) -> u64 {
+    // SAFETY: called by generated code.
+    let (c, cpu, jit) = unsafe { parts(c) };
+    miss(c, cpu, jit, site, address, true)
+}
+
+unsafe extern "sysv64" fn interpret(c: *mut Context, site: u32, _address: u64) -> u64 {
+    // SAFETY: called by generated code.
+    let (c, cpu, jit) = unsafe { parts(c) };
+    execute(c, cpu, jit, site)
+}
+
+fn miss(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, site: u32, address: u64, write: bool) -> u64 {
+    let Some(s) = jit.sites.get(site as usize) else { return leave(c, exit::DONE) };
+    if cpu.refill(address, s.size.into(), write) {
+        jit.stats.refills += 1;
+        return jit.arena.exec(s.retry as usize);
+    }
+    jit.stats.slow_accesses += 1;
+    execute(c, cpu, jit, site)
+}
+
+fn leave(c: &mut Context, reason: u64) -> u64 {
+    c.exit = reason;
+    0
+}
+
+fn decoded(jit: &mut Jit, cpu: &Cpu, number: u32, site: &Site) -> Insn {
+    let slot = number as usize & (jit.decoded.len() - 1);
+    if let Some(Some((n, insn))) = jit.decoded.get(slot)
+        && *n == number
+    {
+        return *insn;
+    }
+    let insn = jit.decode_site(cpu, site);
+    if let Some(place) = jit.decoded.get_mut(slot) {
+        *place = Some((number, insn));
+    }
+    insn
+}
+
+/// Interprets the instruction of a site; gives where generated code goes on, 0 when it doesn't.
+fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
+    let Some(site) = jit.sites.get(number as usize).copied() else { return leave(c, exit::DONE) };
+    let insn = decoded(jit, cpu, number, &site);
+    if site.interpreted
+        && let Some(count) = jit.stats.interpreted.get_mut(insn.code as usize)
+    {
+        *count += 1;
+    }
+    from_context(cpu, c);
+    cpu.state.rip = site.rip;
+    cpu.state.icount = jit.slice_end.wrapping_sub((c.left + i64::from(site.before)) as u64);
+    let mask = if jit.mode.bits() == 64 { u64::MAX } else { 0xffff_ffff };
+    let next = site.rip.wrapping_add(u64::from(site.len)) & mask;
+    cpu.next_rip = next;
+    cpu.stop_at = u32::MAX;
+    cpu.index = 0;
+    if let Err(fault) = (insn.handler)(cpu, &insn) {
+        jit.fault = Some(fault);
+        return leave(c, exit::FAULT);
+    }
+    cpu.state.icount += 1;
+    cpu.state.rip = cpu.next_rip;
+    let plain = !insn.has(insn_flag::END) || insn.has(insn_flag::PLAIN);
+    if !plain
+        || site.last
+        || cpu.stop_at == 0
+        || cpu.next_rip != next
+        || ModeKey::of(cpu, jit.width) != Some(jit.mode)
+        || cpu.mmu.window.code.base() != jit.base
+    {
+        return leave(c, exit::DONE);
+    }
+    to_context(cpu, c);
+    let at = jit.arena.exec(site.next as usize);
+    if site.flags_live {
+        c.address = at;
+        return jit.stubs.resume_flags;
+    }
+    at
+}

@@ -1,0 +1,872 @@
+//! Tier 1: translation of x86-64 code to x86-64 code.
+//!
+//! Code that ran a few times is translated, a unit at a time ([`translate`]), into memory of the processor's own ([`arena`]). Whatever
+//! isn't translated, and every access that the TLB doesn't answer, goes to the interpreter one instruction at a time, with the whole
+//! state exact: there is one implementation of everything difficult. Units are keyed by what page they were made from: a number per
+//! (physical page, linear page, mode), entered in the window's page table when a translation of that linear page was verified. Whatever
+//! voids TLB entries voids those numbers; ways from page to page compare them.
+#![allow(unsafe_code)]
+
+mod arena;
+mod asm;
+mod context;
+mod helpers;
+#[doc(hidden)]
+pub mod lockstep;
+mod parts;
+mod stubs;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use crate::block::{BlockCache, Source};
+use crate::cpu::Cpu;
+use crate::decode::{self, Mode};
+use crate::env::Signals;
+use crate::fault::{Exit, Fault};
+use crate::native::mem::PAGE;
+use crate::state::{Seg, Segment, cr0, cr4, flag};
+use arena::Arena;
+use asm::Asm;
+use context::{Context, exit, pack_flags, unpack_flags};
+use iced_x86::{Code, CpuidFeature, Instruction, InstructionInfoFactory};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use stubs::{Stubs, VectorWidth};
+use translate::{Guest, Host, MAX_UNIT, Numbers};
+
+/// How a processor executes instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    /// By interpretation: tier 0.
+    #[default]
+    Interp,
+    /// By translation of code that runs often, tier 1, and interpretation of the rest.
+    Jit(JitOptions),
+}
+
+/// Options of the translator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JitOptions {
+    /// Bytes of memory for translated code, per processor. When it is full, all translations are dropped.
+    pub cache_bytes: usize,
+    /// How often code is interpreted before it is translated, 0-254.
+    pub threshold: u8,
+    /// Write guest and host code of every unit to standard error.
+    pub log_code: bool,
+}
+
+impl Default for JitOptions {
+    fn default() -> Self {
+        JitOptions { cache_bytes: 64 << 20, threshold: 6, log_code: false }
+    }
+}
+
+/// Why there is no translator.
+#[derive(Debug, thiserror::Error)]
+pub enum JitError {
+    /// No executable memory.
+    #[error(
+        "the kernel gave no executable memory for translated code ({0}); allow memfd_create and executable shared mappings \
+         for this process, or choose the interpreter"
+    )]
+    Memory(#[from] rustix::io::Errno),
+    /// The cache is too small or too large.
+    #[error("a code cache of {0} bytes is out of range: choose 1 MiB to 1 GiB")]
+    CacheSize(usize),
+}
+
+/// What the translator did.
+#[derive(Clone, Debug, Default)]
+pub struct JitStats {
+    /// Units translated.
+    pub units: u64,
+    /// Guest instructions in them.
+    pub guest_instructions: u64,
+    /// Bytes of host code in them.
+    pub host_bytes: u64,
+    /// Times that generated code was entered from Rust.
+    pub entries: u64,
+    /// Ways between units that were linked.
+    pub links: u64,
+    /// Ways between units that had to be linked again, because the page behind changed.
+    pub relinks: u64,
+    /// Indirect branches whose target wasn't in the window's table.
+    pub lookups: u64,
+    /// TLB misses that a page walk answered.
+    pub refills: u64,
+    /// Accesses left to the interpreter: devices, page ends, pages with code, faults.
+    pub slow_accesses: u64,
+    /// Exits for lack of budget.
+    pub slices: u64,
+    /// Times that the cache was full.
+    pub flushes: u64,
+    /// Pages whose translations were voided by writes.
+    pub pages_voided: u64,
+    /// Instructions retired by the interpreter for want of a translation.
+    pub cold_instructions: u64,
+    /// Instructions left to the interpreter from within translated code, by iced's code number.
+    pub interpreted: Vec<u64>,
+}
+
+impl JitStats {
+    /// Adds another processor's.
+    pub fn add(&mut self, o: &JitStats) {
+        self.units += o.units;
+        self.guest_instructions += o.guest_instructions;
+        self.host_bytes += o.host_bytes;
+        self.entries += o.entries;
+        self.links += o.links;
+        self.relinks += o.relinks;
+        self.lookups += o.lookups;
+        self.refills += o.refills;
+        self.slow_accesses += o.slow_accesses;
+        self.slices += o.slices;
+        self.flushes += o.flushes;
+        self.pages_voided += o.pages_voided;
+        self.cold_instructions += o.cold_instructions;
+        self.interpreted.resize(self.interpreted.len().max(o.interpreted.len()), 0);
+        self.interpreted.iter_mut().zip(&o.interpreted).for_each(|(a, b)| *a += b);
+    }
+
+    /// The instructions most often left to the interpreter, with their counts.
+    pub fn top_interpreted(&self, n: usize) -> Vec<(String, u64)> {
+        let mut all: Vec<(usize, u64)> =
+            self.interpreted.iter().copied().enumerate().filter(|(_, c)| *c > 0).collect();
+        all.sort_by_key(|(_, c)| std::cmp::Reverse(*c));
+        all.truncate(n);
+        let name = |i: usize| Code::values().nth(i).map_or_else(|| i.to_string(), |c| format!("{c:?}"));
+        all.into_iter().map(|(i, c)| (name(i), c)).collect()
+    }
+}
+
+/// What a translation depends on besides the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+struct ModeKey(u32);
+
+impl ModeKey {
+    const LONG: u32 = 1;
+    const SSE: u32 = 2;
+    const AVX: u32 = 4;
+    const AVX512: u32 = 8;
+    const FS_FLAT: u32 = 16;
+    const GS_FLAT: u32 = 32;
+
+    fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
+    fn bits(self) -> u32 {
+        if self.has(ModeKey::LONG) { 64 } else { 32 }
+    }
+    /// A near return of the mode's own size.
+    fn near_ret(self, i: &Instruction) -> bool {
+        match i.code() {
+            Code::Retnq | Code::Retnq_imm16 => self.has(ModeKey::LONG),
+            Code::Retnd | Code::Retnd_imm16 => !self.has(ModeKey::LONG),
+            _ => false,
+        }
+    }
+
+    /// The present mode; None when it is one that only the interpreter does.
+    fn of(cpu: &Cpu, width: VectorWidth) -> Option<ModeKey> {
+        if cpu.alignment_checked || cpu.debug_armed {
+            return None;
+        }
+        let s = &cpu.state;
+        let mut m = 0;
+        let flat = |s: &Segment, write: bool| {
+            let kind = s.kind();
+            !s.unusable
+                && s.limit == u32::MAX
+                && s.present()
+                && s.is_code_or_data()
+                && if write { kind & 0b1110 == 0b0010 } else { kind & 0b1100 != 0b0100 }
+        };
+        let seg = |seg: Seg| &s.seg[seg as usize];
+        if cpu.in_64bit() {
+            m |= ModeKey::LONG | ModeKey::FS_FLAT | ModeKey::GS_FLAT;
+        } else {
+            let zero = |seg: &Segment| seg.base == 0;
+            let data = |s: &Segment| zero(s) && flat(s, true);
+            if cpu.code_bits() != 32
+                || !cpu.protected()
+                || cpu.v86()
+                || !seg(Seg::Ss).big()
+                || !(zero(seg(Seg::Cs)) && flat(seg(Seg::Cs), false))
+                || !(data(seg(Seg::Ds)) && data(seg(Seg::Es)) && data(seg(Seg::Ss)))
+            {
+                return None;
+            }
+            if flat(seg(Seg::Fs), true) {
+                m |= ModeKey::FS_FLAT;
+            }
+            if flat(seg(Seg::Gs), true) {
+                m |= ModeKey::GS_FLAT;
+            }
+        }
+        if s.cr0 & (cr0::EM | cr0::TS) == 0 && s.cr4 & cr4::OSFXSR != 0 && s.mxcsr & 0x1f80 == 0x1f80 {
+            m |= ModeKey::SSE;
+            let xcr0 = if s.cr4 & cr4::OSXSAVE != 0 { s.xcr0 } else { 0 };
+            if xcr0 & 6 == 6 && width != VectorWidth::Xmm {
+                m |= ModeKey::AVX;
+            }
+            if xcr0 & 0xe6 == 0xe6 && width == VectorWidth::Zmm {
+                m |= ModeKey::AVX512;
+            }
+        }
+        Some(ModeKey(m))
+    }
+}
+
+/// A translated unit. Offsets are the arena's.
+#[derive(Clone, Copy, Debug)]
+struct Unit {
+    page: u32,
+    rip: u64,
+    /// Entry with the arithmetic flags in the host's.
+    live: u32,
+    /// Entry with the arithmetic flags in the context.
+    saved: u32,
+    /// As `saved`, from any page.
+    guarded: u32,
+}
+
+/// A way from a unit to a guest address.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    /// Offset of the displacement to patch.
+    at: u32,
+    target: u64,
+    /// The arithmetic flags are in the host's.
+    flags_live: bool,
+    /// Page of the unit that it leads from.
+    page: u32,
+    /// The unit that it leads to.
+    to: Option<u32>,
+}
+
+/// A place in generated code that may call a helper.
+#[derive(Clone, Copy, Debug)]
+struct Site {
+    rip: u64,
+    /// Offset behind the instruction.
+    next: u32,
+    /// Offset of the access's beginning.
+    retry: u32,
+    /// Instructions of the unit from this one on.
+    before: u8,
+    /// Behind the instruction the arithmetic flags are wanted in the host's.
+    flags_live: bool,
+    /// Not an access: the instruction is to be interpreted.
+    interpreted: bool,
+    /// Nothing of the unit comes behind it.
+    last: bool,
+    /// Bytes accessed.
+    size: u8,
+    len: u8,
+    bytes: [u8; 15],
+}
+
+/// A page that units were made from.
+struct CodePage {
+    linear: u64,
+    physical: u64,
+    mode: ModeKey,
+    source: Option<Source>,
+    units: Vec<u32>,
+}
+
+type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<crate::block::AddressHasher>>;
+
+const HEAT: usize = 1 << 16;
+/// Instructions between looks at the request word.
+const SLICE: u64 = 16_384;
+
+/// The translator of one processor.
+pub(crate) struct Jit {
+    options: JitOptions,
+    arena: Arena,
+    stubs: Stubs,
+    width: VectorWidth,
+    host: Host,
+    info: InstructionInfoFactory,
+    units: Vec<Unit>,
+    links: Vec<Link>,
+    sites: Vec<Site>,
+    /// By identity; 0 is none.
+    pages: Vec<CodePage>,
+    page_ids: HashMap<(u64, u64, u32), u32>,
+    /// By page identity and offset.
+    map: FastMap<u64, u32>,
+    heat: Box<[u8; HEAT]>,
+    stats: JitStats,
+    /// The mode that the code in execution was made for.
+    mode: ModeKey,
+    fault: Option<Fault>,
+    /// Instruction count at which the present slice ends.
+    slice_end: u64,
+    /// GS base that the code in execution runs with.
+    base: u64,
+    /// Decoded instructions of sites, direct mapped.
+    decoded: Vec<Option<(u32, decode::Insn)>>,
+    /// Offset at which units begin, after the stubs.
+    start: usize,
+    /// The last link or target asked for, to be patched once its unit is known.
+    pending: Pending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    None,
+    Link(u32),
+    Target,
+}
+
+// SAFETY: the raw pointers are mappings that the translator owns; the context's pointers are set for each run by its caller.
+unsafe impl Send for Jit {}
+
+impl Jit {
+    pub(crate) fn new(cpu: &Cpu, options: JitOptions) -> Result<Box<Jit>, JitError> {
+        if !(1 << 20..=1 << 30).contains(&options.cache_bytes) {
+            return Err(JitError::CacheSize(options.cache_bytes));
+        }
+        let mut arena = Arena::new(options.cache_bytes.next_multiple_of(4096))?;
+        use std::arch::is_x86_feature_detected as has;
+        let width = if has!("avx512bw") && has!("avx512f") && cpu.model.has(CpuidFeature::AVX512F) {
+            VectorWidth::Zmm
+        } else if has!("avx") {
+            VectorWidth::Ymm
+        } else {
+            VectorWidth::Xmm
+        };
+        let host = Host {
+            bmi2: has!("bmi2"),
+            tzcnt: has!("bmi1") && cpu.model.has(CpuidFeature::BMI1),
+            lzcnt: has!("lzcnt") && cpu.model.has(CpuidFeature::LZCNT),
+        };
+        let stubs = stubs::emit(&mut arena, width, helpers::TABLE).ok_or(rustix::io::Errno::NOMEM)?;
+        let start = arena.used;
+        let heat: Box<[u8]> = vec![0; HEAT].into();
+        let mut jit = Box::new(Jit {
+            options,
+            arena,
+            stubs,
+            width,
+            host,
+            info: InstructionInfoFactory::new(),
+            units: Vec::new(),
+            links: Vec::new(),
+            sites: Vec::new(),
+            pages: Vec::new(),
+            page_ids: HashMap::new(),
+            map: FastMap::default(),
+            heat: heat.try_into().unwrap_or_else(|_| Box::new([0; HEAT])),
+            stats: JitStats { interpreted: vec![0; Code::values().len()], ..JitStats::default() },
+            mode: ModeKey::default(),
+            fault: None,
+            slice_end: 0,
+            base: 0,
+            decoded: vec![None; 1024],
+            start,
+            pending: Pending::None,
+        });
+        jit.reset_stack();
+        Ok(jit)
+    }
+
+    pub(crate) fn stats(&self) -> &JitStats {
+        &self.stats
+    }
+
+    fn context(&mut self) -> &mut Context {
+        // SAFETY: the context is in the arena's mapping, made valid there; `&mut self` says that no generated code runs, or that
+        // it waits for a helper.
+        unsafe { &mut *self.arena.context() }
+    }
+
+    fn reset_stack(&mut self) {
+        let (base, limit) = self.arena.stack();
+        let c = self.context();
+        (c.stack_base, c.stack_limit, c.jit_rsp) = (base, limit, base);
+    }
+
+    /// Drops all translations.
+    fn flush(&mut self, cpu: &mut Cpu) {
+        self.stats.flushes += 1;
+        self.forget_everything(cpu);
+    }
+
+    fn forget_everything(&mut self, cpu: &mut Cpu) {
+        self.units.clear();
+        self.links.clear();
+        self.sites.clear();
+        self.pages.clear();
+        self.page_ids.clear();
+        self.map.clear();
+        self.decoded.fill(None);
+        self.arena.used = self.start;
+        self.pending = Pending::None;
+        self.reset_stack();
+        cpu.mmu.each(|w, _| {
+            w.code.clear();
+            w.code.clear_targets();
+        });
+    }
+
+    /// Voids the translations of pages that were written to.
+    fn check_pages(&mut self, cpu: &mut Cpu) {
+        for id in 1..=self.pages.len() as u32 {
+            let Some(page) = self.pages.get_mut(id as usize - 1) else { break };
+            let Some(source) = &page.source else { continue };
+            if source.ram.code().version(source.offset) == source.version {
+                continue;
+            }
+            page.source = None;
+            let key = (page.physical, page.linear, page.mode.0);
+            let units = std::mem::take(&mut page.units);
+            self.page_ids.remove(&key);
+            for u in units {
+                if let Some(unit) = self.units.get(u as usize) {
+                    self.map.remove(&map_key(id, unit.rip));
+                }
+            }
+            self.stats.pages_voided += 1;
+            cpu.mmu.each(|w, _| w.code.forget(id));
+        }
+    }
+
+    /// The page identity of the linear page that holds `linear`, entered in the window.
+    fn page_at(&mut self, cpu: &mut Cpu, linear: u64) -> Result<Option<u32>, Fault> {
+        let base = linear & !(PAGE - 1);
+        let code = &mut cpu.mmu.window.code;
+        if code.mode != self.mode.0 {
+            code.clear();
+            code.mode = self.mode.0;
+        }
+        let id = code.page(linear);
+        if id != 0 && self.pages.get(id as usize - 1).is_some_and(|p| p.linear == base) {
+            return Ok(Some(id));
+        }
+        if cpu.in_64bit() && !cpu.canonical(linear) {
+            return Err(Fault::gp(0));
+        }
+        let physical = cpu.translate_fetch(linear)? & !(PAGE - 1);
+        let key = (physical, base, self.mode.0);
+        let id = match self.page_ids.get(&key) {
+            Some(id) => *id,
+            None => {
+                let Some(source) = cpu.code_source(physical | linear & (PAGE - 1), 1) else {
+                    return Ok(None);
+                };
+                self.pages.push(CodePage {
+                    linear: base,
+                    physical,
+                    mode: self.mode,
+                    source: Some(source),
+                    units: Vec::new(),
+                });
+                let id = self.pages.len() as u32;
+                self.page_ids.insert(key, id);
+                id
+            }
+        };
+        cpu.mmu.window.code.set_page(linear, id);
+        Ok(Some(id))
+    }
+
+    /// The unit at a linear address, if there is one.
+    fn find(&self, id: u32, linear: u64) -> Option<u32> {
+        self.map.get(&map_key(id, linear)).copied()
+    }
+
+    /// Translates the unit at a linear address of a page. None: it can't be.
+    fn translate(&mut self, cpu: &mut Cpu, id: u32, linear: u64) -> Option<u32> {
+        let page = self.pages.get(id as usize - 1)?;
+        let version = page.source.as_ref()?.version;
+        let physical = page.physical | linear & (PAGE - 1);
+        let in_page = PAGE - (linear & (PAGE - 1));
+        let bits = self.mode.bits();
+        let mode = Mode { bits, amd: cpu.amd };
+        let mut guest: Vec<Guest> = Vec::with_capacity(16);
+        let mut at = 0;
+        while guest.len() < MAX_UNIT && at < in_page {
+            let len = (in_page - at).min(15);
+            if cpu.code_source(physical + at, len)?.version != version {
+                // Written to meanwhile by another processor.
+                return None;
+            }
+            let mut buf = [0; 15];
+            let buf = buf.get_mut(..len as usize)?;
+            cpu.fetch(physical + at, buf);
+            let Some(insn) = decode::decode(buf, mode, &cpu.model) else { break };
+            let g = Guest::new(linear.wrapping_add(at), insn, bits);
+            at += u64::from(insn.len);
+            let ends = g.ends_unit() || g.is_backward();
+            guest.push(g);
+            if ends {
+                break;
+            }
+        }
+        if guest.is_empty() {
+            return None;
+        }
+        let number = self.units.len() as u32;
+        let offset = self.arena.used.next_multiple_of(16);
+        self.arena.used = offset.min(self.arena.size());
+        let numbers = Numbers {
+            unit: number,
+            page: id,
+            site: self.sites.len() as u32,
+            link: self.links.len() as u32,
+            exec: self.arena.exec(offset),
+            offset: offset as u32,
+            ctx: self.arena.context() as u64,
+        };
+        let out = translate::translate(&guest, numbers, self.mode, self.host, &self.stubs, &mut self.info);
+        self.arena.add(&out.code)?;
+        if self.options.log_code {
+            log_code(&guest, bits, &out.code, numbers.exec);
+        }
+        self.stats.units += 1;
+        self.stats.guest_instructions += guest.len() as u64;
+        self.stats.host_bytes += out.code.len() as u64;
+        self.units.push(out.unit);
+        self.sites.extend(out.sites);
+        self.links.extend(out.links);
+        self.map.insert(map_key(id, linear), number);
+        if let Some(page) = self.pages.get_mut(id as usize - 1) {
+            page.units.push(number);
+        }
+        Some(number)
+    }
+
+    /// Makes a link lead to a unit.
+    fn connect(&mut self, link: u32, to: u32) {
+        let (Some(l), Some(unit)) =
+            (self.links.get(link as usize).copied(), self.units.get(to as usize).copied())
+        else {
+            return;
+        };
+        if l.to == Some(to) || l.target != unit.rip {
+            return;
+        }
+        if l.to.is_some() {
+            self.stats.relinks += 1;
+        }
+        self.stats.links += 1;
+        let entry = if l.page == unit.page {
+            if l.flags_live { unit.live } else { unit.saved }
+        } else {
+            // From page to page: what the linear page is must be looked at each time.
+            let offset = self.arena.used.next_multiple_of(16);
+            if self.arena.room() < 256 {
+                return;
+            }
+            self.arena.used = offset;
+            let mut a = Asm::new(self.arena.exec(offset), self.arena.context() as u64);
+            if l.flags_live {
+                a.save_flags();
+            }
+            let failed = translate::guard(&mut a, unit.rip, unit.page);
+            a.jmp_abs(self.arena.exec(unit.saved as usize));
+            a.here(failed);
+            a.mov_imm(asm::r::T0, link.into());
+            a.jmp_abs(self.stubs.link);
+            let Some(at) = self.arena.add(&a.buf) else { return };
+            at as u32
+        };
+        self.arena.patch_rel32(l.at as usize, entry as usize);
+        if let Some(l) = self.links.get_mut(link as usize) {
+            l.to = Some(to);
+        }
+    }
+
+    /// Runs until `end` or something else.
+    pub(crate) fn run(&mut self, cpu: &mut Cpu, cache: &mut BlockCache, end: u64) -> Exit {
+        let mut faults = 0;
+        cpu.look_around();
+        self.pending = Pending::None;
+        loop {
+            let now = cpu.state.icount;
+            if now >= end {
+                return Exit::Budget;
+            }
+            if cpu.epoch != hyaline_ram::code::epoch() {
+                cpu.catch_up();
+                self.check_pages(cpu);
+            }
+            let pending = cpu.signals.pending();
+            let waits = pending & Signals::INTERRUPT != 0 && cpu.state.rflags & flag::IF == 0;
+            let pending = if waits { pending & !Signals::INTERRUPT } else { pending };
+            if pending | cpu.attention != 0 || end - now < MAX_UNIT as u64 {
+                // One instruction at a time, with all that lies between them.
+                self.pending = Pending::None;
+                match cpu.run_loop(cache, now + 1) {
+                    Exit::Budget => continue,
+                    exit => return exit,
+                }
+            }
+            let mode = ModeKey::of(cpu, self.width);
+            let unit = match mode {
+                None => None,
+                Some(mode) => {
+                    self.mode = mode;
+                    match self.unit_at(cpu) {
+                        Ok(unit) => unit,
+                        Err(fault) => match cpu.deliver(fault, &mut faults) {
+                            Ok(()) => {
+                                self.pending = Pending::None;
+                                continue;
+                            }
+                            Err(exit) => return exit,
+                        },
+                    }
+                }
+            };
+            let Some(unit) = unit else {
+                self.pending = Pending::None;
+                let count = self.cold_count(cpu, cache, mode.is_some());
+                let until = end.min(now + count);
+                let exit = cpu.run_loop(cache, until);
+                self.stats.cold_instructions += cpu.state.icount - now;
+                match exit {
+                    Exit::Budget => continue,
+                    exit => return exit,
+                }
+            };
+            match std::mem::replace(&mut self.pending, Pending::None) {
+                Pending::Link(link) => self.connect(link, unit),
+                Pending::Target => {
+                    if let Some(u) = self.units.get(unit as usize) {
+                        let host = self.arena.exec(u.guarded as usize);
+                        cpu.mmu.window.code.set_target(stubs::target_slot(u.rip), u.rip, host);
+                    }
+                }
+                Pending::None => {}
+            }
+            let Some(u) = self.units.get(unit as usize).copied() else { continue };
+            let before = cpu.state.icount;
+            match self.enter(cpu, u, end) {
+                exit::LINK => self.pending = Pending::Link(self.context().argument as u32),
+                exit::LOOKUP => {
+                    self.stats.lookups += 1;
+                    if let Err(fault) = self.arrive(cpu) {
+                        match cpu.deliver(fault, &mut faults) {
+                            Ok(()) => continue,
+                            Err(exit) => return exit,
+                        }
+                    }
+                    self.pending = Pending::Target;
+                }
+                exit::COUNT => self.stats.slices += 1,
+                exit::FAULT => {
+                    if let Some(fault) = self.fault.take() {
+                        if cpu.state.icount != before {
+                            faults = 0;
+                        }
+                        match cpu.deliver(fault, &mut faults) {
+                            Ok(()) => continue,
+                            Err(exit) => return exit,
+                        }
+                    }
+                }
+                _ => cpu.look_around(),
+            }
+            if cpu.state.icount != before {
+                faults = 0;
+            }
+        }
+    }
+
+    /// How many instructions to interpret where there is no unit.
+    fn cold_count(&mut self, cpu: &mut Cpu, cache: &mut BlockCache, may_translate: bool) -> u64 {
+        if !may_translate {
+            return 4096;
+        }
+        let linear = cpu.code_linear(cpu.state.rip);
+        let context = cpu.context();
+        let block = match cache.jump(linear, context) {
+            Some(block) => Some(block),
+            // A fault comes again in the interpreter, which delivers it.
+            None => {
+                let cr2 = cpu.state.cr2;
+                let found = cpu.find_block(cache, linear).ok();
+                if found.is_none() {
+                    cpu.state.cr2 = cr2;
+                }
+                found
+            }
+        };
+        block.and_then(|b| cache.blocks.get(b as usize)).map_or(1, |b| u64::from(b.len).max(1))
+    }
+
+    /// The unit at the present instruction, translated when it was met often enough.
+    fn unit_at(&mut self, cpu: &mut Cpu) -> Result<Option<u32>, Fault> {
+        let linear = cpu.state.rip;
+        let Some(id) = self.page_at(cpu, linear)? else { return Ok(None) };
+        if let Some(unit) = self.find(id, linear) {
+            return Ok(Some(unit));
+        }
+        let slot = (linear ^ linear >> 16) as usize & (HEAT - 1);
+        let heat = &mut self.heat[slot];
+        if *heat < self.options.threshold {
+            *heat += 1;
+            return Ok(None);
+        }
+        let full = self.arena.room() < 128 << 10 || self.sites.len() > 1 << 22 || self.pages.len() > 1 << 20;
+        let id = if full {
+            self.flush(cpu);
+            let Some(id) = self.page_at(cpu, linear)? else { return Ok(None) };
+            id
+        } else {
+            id
+        };
+        Ok(self.translate(cpu, id, linear))
+    }
+
+    /// Runs generated code from a unit on; gives why it was left.
+    fn enter(&mut self, cpu: &mut Cpu, unit: Unit, end: u64) -> u64 {
+        self.stats.entries += 1;
+        let left = (end - cpu.state.icount).min(SLICE);
+        self.slice_end = cpu.state.icount + left;
+        let jit: *mut Jit = self;
+        let base = cpu.mmu.window.code.base();
+        self.base = base;
+        let c = self.context();
+        c.left = left as i64;
+        c.cpu = cpu;
+        c.jit = jit;
+        c.state = &raw mut cpu.state;
+        c.vec_live = 0;
+        to_context(cpu, c);
+        let enter = self.stubs.enter;
+        let target = self.arena.exec(unit.saved as usize);
+        // SAFETY: `enter` is a function of this type, and `target` a unit's entry for saved flags. What the code depends on is
+        // in the context: the processor and the translator, which nothing else refers to until it comes back (the two
+        // references here aren't used meanwhile). Its memory accesses are to the context, its stack, the window's tables (GS) and
+        // guest memory that these tables vouch for.
+        unsafe {
+            let old = gs::get();
+            gs::set(base);
+            std::mem::transmute::<u64, extern "sysv64" fn(u64)>(enter)(target);
+            gs::set(old);
+        }
+        let c = self.context();
+        let reason = c.exit;
+        if matches!(reason, exit::DONE | exit::FAULT) {
+            return reason;
+        }
+        let (argument, address, left) = (c.argument as usize, c.address, c.left);
+        from_context(cpu, c);
+        cpu.state.icount = self.slice_end.wrapping_sub(left as u64);
+        match reason {
+            exit::LINK => cpu.state.rip = self.links.get(argument).map_or(0, |l| l.target),
+            exit::COUNT => cpu.state.rip = self.units.get(argument).map_or(0, |u| u.rip),
+            _ => cpu.state.rip = address,
+        }
+        reason
+    }
+
+    /// After an indirect branch: a target that can't be is the branch's own fault.
+    fn arrive(&mut self, cpu: &mut Cpu) -> Result<(), Fault> {
+        let target = cpu.state.rip;
+        if !cpu.in_64bit() || cpu.canonical(target) {
+            return Ok(());
+        }
+        let site = self.context().argument as usize;
+        if let Some(site) = self.sites.get(site).copied() {
+            // As if it hadn't been executed. Only the stack pointer was changed, by returns and calls.
+            let insn = self.decode_site(cpu, &site);
+            cpu.state.rip = site.rip;
+            cpu.state.icount = cpu.state.icount.wrapping_sub(1);
+            let sp = &mut cpu.state.gpr[4];
+            use iced_x86::FlowControl as F;
+            match insn.code.flow_control() {
+                F::Return => *sp = sp.wrapping_sub(8 + (insn.imm & 0xffff)),
+                F::IndirectCall => *sp = sp.wrapping_add(8),
+                _ => {}
+            }
+        }
+        Err(Fault::gp(0))
+    }
+
+    fn decode_site(&self, cpu: &Cpu, site: &Site) -> decode::Insn {
+        let mode = Mode { bits: self.mode.bits(), amd: cpu.amd };
+        let bytes = site.bytes.get(..usize::from(site.len)).unwrap_or(&site.bytes);
+        // The bytes were decoded before, with the same outcome.
+        decode::decode(bytes, mode, &cpu.model).unwrap_or_else(decode::Insn::undefined)
+    }
+}
+
+fn map_key(id: u32, linear: u64) -> u64 {
+    u64::from(id) << 12 | linear & (PAGE - 1)
+}
+
+/// Guest and host code of a unit, to standard error.
+#[cold]
+fn log_code(guest: &[Guest], bits: u32, host: &[u8], exec: u64) {
+    use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+    use std::fmt::Write;
+    let mut formatter = FastFormatter::new();
+    let mut text = String::new();
+    for g in guest {
+        let _ = write!(text, "guest {:#x} ({bits} bits) {:02x?}: ", g.rip, g.insn.bytes());
+        formatter.format(&g.iced, &mut text);
+        text.push('\n');
+    }
+    for i in Decoder::with_ip(64, host, exec, DecoderOptions::NONE).iter() {
+        let _ = write!(text, "  host {:#x}: ", i.ip());
+        formatter.format(&i, &mut text);
+        text.push('\n');
+    }
+    eprint!("{text}");
+}
+
+/// The state to generated code's registers.
+fn to_context(cpu: &mut Cpu, c: &mut Context) {
+    c.gpr = cpu.state.gpr;
+    c.flags = pack_flags(cpu.arithmetic_flags());
+    c.base = cpu.state.seg.each_ref().map(|s| s.base);
+}
+
+/// Generated code's registers to the state.
+fn from_context(cpu: &mut Cpu, c: &Context) {
+    cpu.state.gpr = c.gpr;
+    cpu.set_flags(unpack_flags(c.flags));
+}
+
+/// The GS base, which nothing else in the process uses.
+mod gs {
+    use std::sync::OnceLock;
+
+    /// Whether user code may use the instructions (AT_HWCAP2, bit 1).
+    fn direct() -> bool {
+        static DIRECT: OnceLock<bool> = OnceLock::new();
+        // SAFETY: reads the auxiliary vector.
+        *DIRECT.get_or_init(|| unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 != 0)
+    }
+    /// # Safety
+    /// None beyond the instruction's being there, which is tested.
+    pub(super) unsafe fn get() -> u64 {
+        let mut v = 0_u64;
+        if direct() {
+            // SAFETY: tested above.
+            unsafe { std::arch::asm!("rdgsbase {}", out(reg) v, options(nomem, nostack, preserves_flags)) };
+        } else {
+            // SAFETY: ARCH_GET_GS stores to `v`.
+            unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1004, &raw mut v) };
+        }
+        v
+    }
+    /// # Safety
+    /// Code that runs afterwards must expect this base.
+    pub(super) unsafe fn set(v: u64) {
+        if direct() {
+            // SAFETY: tested above.
+            unsafe { std::arch::asm!("wrgsbase {}", in(reg) v, options(nostack, preserves_flags)) };
+        } else {
+            // SAFETY: ARCH_SET_GS takes the base.
+            unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1001, v) };
+        }
+    }
+}
