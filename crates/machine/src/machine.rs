@@ -153,9 +153,6 @@ impl Machine {
         let durations: Arc<AtomicBool> = Arc::default();
         let clock = RecorderClock { core: core.clone(), durations: durations.clone() };
         let recorder = Recorder::new(usize::from(config.cpus), Box::new(clock));
-        for space in [&pc.memory, &pc.ports, &pc.config_space] {
-            space.set_observer(Some(recorder.clone()));
-        }
         let mut machine = Machine {
             config,
             core,
@@ -179,6 +176,10 @@ impl Machine {
         match machine.config.restore.clone() {
             Some(path) => machine.restore(&path)?,
             None => machine.reset(Reset::Power)?,
+        }
+        // From here on: what the machine did to set itself up is not the guest's.
+        for space in [&machine.pc.memory, &machine.pc.ports, &machine.pc.config_space] {
+            space.set_observer(Some(machine.recorder.clone()));
         }
         Ok(machine)
     }
