@@ -307,7 +307,6 @@ impl Table {
         table
     }
 
-
     #[inline(always)]
     fn entries(&self) -> &[Entry; ENTRIES] {
         // SAFETY: `_memory` keeps them alive; besides this table only generated code reads them, on the same thread.
