@@ -24,7 +24,7 @@ In the guest: `poweroff -f` ends it; Ctrl-A x ends it from outside; Ctrl-A h for
 ";
 
 /// `hyaline demo …`.
-pub fn command(args: Vec<OsString>) -> i32 {
+pub(crate) fn command(args: Vec<OsString>) -> i32 {
     let mut args = args.into_iter();
     match args.next().as_deref().and_then(|a| a.to_str()) {
         None => demo_builtin::run_all(),

@@ -91,7 +91,7 @@ fn tell(machine: &Machine, accel: &Accel, entry: &Entry) -> String {
 }
 
 /// Runs it; the exit code is 0 when the guest did what it should.
-pub fn run_all() -> i32 {
+pub(crate) fn run_all() -> i32 {
     print("Hyaline boots a tiny guest (guests/asm/demo.S) on its own software CPU:\n\n");
     let software = match run(Accel::Interp) {
         Ok(r) => r,

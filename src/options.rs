@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// What the command line asks for.
 #[derive(Debug)]
-pub enum Ask {
+pub(crate) enum Ask {
     /// Run a machine.
     Run(Box<Run>),
     /// Print this text and end with success.
@@ -18,7 +18,7 @@ pub enum Ask {
 
 /// A machine and what concerns the program around it.
 #[derive(Debug, Default)]
-pub struct Run {
+pub(crate) struct Run {
     /// The machine.
     pub config: Config,
     /// `-D`: log file.
@@ -33,7 +33,7 @@ pub struct Run {
 type Opt = (&'static str, &'static str, &'static str);
 
 /// All options, in groups as `-help` prints them.
-pub const OPTIONS: &[(&str, &[Opt])] = &[
+pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
     (
         "Standard options",
         &[
@@ -181,7 +181,7 @@ fn unknown_prop<T>(option: &str, prop: &str, known: &[&str]) -> Result<T, String
 ///
 /// # Errors
 /// What is wrong, in words, with the nearest thing that is right.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, String> {
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, String> {
     let mut run = Run::default();
     let c = &mut run.config;
     let mut serials: Vec<Spec> = Vec::new();

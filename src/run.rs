@@ -90,7 +90,7 @@ impl LogTo {
 }
 
 /// Runs until the end; gives the exit code.
-pub fn run(ask: Run) -> i32 {
+pub(crate) fn run(ask: Run) -> i32 {
     let code = go(ask);
     terminal::restore();
     code

@@ -432,7 +432,7 @@ mod tests {
         Config {
             cpus: 2,
             pci_hole: 0xc000_0000,
-            pci_window64: Some((0x8000_0000_00, 1 << 39)),
+            pci_window64: Some((0x80_0000_0000, 1 << 39)),
             serial: vec![(0x3f8, 4), (0x2f8, 3)],
             hpet: true,
             fw_cfg: true,

@@ -115,6 +115,9 @@ pub enum Event {
     DeviceCrashed(String),
 }
 
+/// Something the board carries out for the chassis, once it has said how.
+type Hook<F> = RwLock<Option<Box<F>>>;
+
 /// The chassis. One per machine, shared by all slots.
 pub struct Core {
     /// Clock.
@@ -130,9 +133,9 @@ pub struct Core {
     banks: RwLock<HashMap<(u16, usize), Region>>,
     lines: Mutex<BTreeMap<String, Arc<Line>>>,
     cpu_of_slot: RwLock<HashMap<u16, usize>>,
-    a20: RwLock<Option<Box<dyn Fn(u16, bool) + Send + Sync>>>,
-    shadow: RwLock<Option<Box<dyn Fn(Shadow) + Send + Sync>>>,
-    smram: RwLock<Option<Box<dyn Fn(Smram) + Send + Sync>>>,
+    a20: Hook<dyn Fn(u16, bool) + Send + Sync>,
+    shadow: Hook<dyn Fn(Shadow) + Send + Sync>,
+    smram: Hook<dyn Fn(Smram) + Send + Sync>,
     log: RwLock<Option<Arc<dyn Log>>>,
     events: Mutex<Vec<Event>>,
     happened: Condvar,

@@ -19,7 +19,7 @@ const TURN: u64 = 20_000;
 const ALONE: u64 = 5_000_000;
 
 /// The software processors of one machine.
-pub struct Interp {
+pub(crate) struct Interp {
     core: Arc<Core>,
     cpus: Vec<Cpu>,
     count: Arc<Count>,
@@ -125,7 +125,7 @@ impl CpuLog for CpuLogger {
 
 impl Interp {
     /// Makes the processors, at reset.
-    pub fn new(pc: &Pc, model: impl Fn(u8) -> Arc<CpuModel>) -> Interp {
+    pub(crate) fn new(pc: &Pc, model: impl Fn(u8) -> Arc<CpuModel>) -> Interp {
         let cpus = (0..pc.cpus.len() as u8)
             .map(|n| Cpu::new(CpuState::at_reset(n == 0), Box::new(CpuEnv::new(pc, n)), model(n)));
         let cpus: Vec<Cpu> = cpus.collect();
@@ -135,7 +135,7 @@ impl Interp {
     }
 
     /// Logs what the processors do: interrupts and exceptions, code as it is decoded.
-    pub fn log(&mut self, events: bool, code: bool) {
+    pub(crate) fn log(&mut self, events: bool, code: bool) {
         let log: Option<Arc<dyn CpuLog>> = (events || code)
             .then(|| Arc::new(CpuLogger { core: self.core.clone(), events, code }) as Arc<dyn CpuLog>);
         for cpu in &mut self.cpus {
@@ -143,16 +143,12 @@ impl Interp {
         }
     }
 
-    /// Number of processors.
-    pub fn len(&self) -> usize {
-        self.cpus.len()
-    }
     /// A processor's state.
-    pub fn state(&self, index: usize) -> &CpuState {
+    pub(crate) fn state(&self, index: usize) -> &CpuState {
         &self.cpus[index].state
     }
     /// Replaces a processor's state: after a reset, a load, a restore.
-    pub fn set_state(&mut self, index: usize, mut state: CpuState) {
+    pub(crate) fn set_state(&mut self, index: usize, mut state: CpuState) {
         let cpu = &mut self.cpus[index];
         // Instructions are counted from power-on, whatever is loaded later.
         state.icount = state.icount.max(cpu.state.icount);
@@ -162,12 +158,12 @@ impl Interp {
         self.turn = 0;
     }
     /// Instructions executed by all processors.
-    pub fn instructions(&self) -> u64 {
+    pub(crate) fn instructions(&self) -> u64 {
         self.cpus.iter().map(|c| c.state.icount).sum()
     }
 
     /// Runs until an event waits, and gives it.
-    pub fn run(&mut self, cpus: &[Arc<crate::chassis::CpuPort>]) -> Event {
+    pub(crate) fn run(&mut self, cpus: &[Arc<crate::chassis::CpuPort>]) -> Event {
         let thread = std::thread::current();
         for port in cpus {
             port.set_waker(Some(Arc::new(Unpark(thread.clone()))));

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Thread};
 
 /// The processors of one machine on KVM.
-pub struct KvmEngine {
+pub(crate) struct KvmEngine {
     core: Arc<Core>,
     vm: Arc<KvmVm>,
     vcpus: Vec<(KvmVcpu, CpuEnv)>,
@@ -62,7 +62,7 @@ impl ApicSink for ToKernel {
 }
 
 /// The kernel's name for our option.
-pub fn irqchip(option: KernelIrqchip) -> Irqchip {
+pub(crate) fn irqchip(option: KernelIrqchip) -> Irqchip {
     match option {
         KernelIrqchip::Split => Irqchip::Split,
         KernelIrqchip::On => Irqchip::On,
@@ -110,7 +110,12 @@ impl KvmEngine {
     ///
     /// # Errors
     /// What KVM refuses, in words.
-    pub fn new(kvm: &Kvm, pc: &Pc, option: KernelIrqchip, cpu: Option<&str>) -> Result<KvmEngine, String> {
+    pub(crate) fn new(
+        kvm: &Kvm,
+        pc: &Pc,
+        option: KernelIrqchip,
+        cpu: Option<&str>,
+    ) -> Result<KvmEngine, String> {
         let irqchip = irqchip(option);
         let text = |e: KvmError| e.to_string();
         let options = VmOptions { irqchip, vcpus: pc.cpus.len() as u8, ..VmOptions::default() };
@@ -154,16 +159,11 @@ impl KvmEngine {
         }
     }
 
-    /// Accesses that left the guest so far.
-    pub fn accesses(&self) -> u64 {
-        self.vcpus.iter().map(|(v, _)| v.accesses()).sum()
-    }
-
     /// A processor's state.
     ///
     /// # Errors
     /// KVM can't give it.
-    pub fn state(&mut self, index: usize) -> Result<CpuState, String> {
+    pub(crate) fn state(&mut self, index: usize) -> Result<CpuState, String> {
         let tsc = self.core.clock.now();
         self.vcpus[index].0.fetch(tsc).map_err(|e| e.to_string())
     }
@@ -172,7 +172,7 @@ impl KvmEngine {
     ///
     /// # Errors
     /// KVM refuses it.
-    pub fn set_state(
+    pub(crate) fn set_state(
         &mut self,
         index: usize,
         state: &CpuState,
@@ -190,7 +190,7 @@ impl KvmEngine {
     ///
     /// # Errors
     /// KVM refuses it.
-    pub fn reset_lapics(&mut self, firmware_done: bool) -> Result<(), String> {
+    pub(crate) fn reset_lapics(&mut self, firmware_done: bool) -> Result<(), String> {
         if self.irqchip == Irqchip::Off {
             return Ok(());
         }
@@ -210,7 +210,7 @@ impl KvmEngine {
     ///
     /// # Errors
     /// KVM can't give it.
-    pub fn lapic(&mut self, index: usize, chip: &mut Lapic) -> Result<(), String> {
+    pub(crate) fn lapic(&mut self, index: usize, chip: &mut Lapic) -> Result<(), String> {
         let state = self.state(index)?;
         let (vcpu, _) = &self.vcpus[index];
         let page = vcpu.lapic().map_err(|e| e.to_string())?;
@@ -224,12 +224,12 @@ impl KvmEngine {
     }
 
     /// Are the local APICs the kernel's?
-    pub fn has_lapics(&self) -> bool {
+    pub(crate) fn has_lapics(&self) -> bool {
         self.irqchip != Irqchip::Off
     }
 
     /// Runs all vCPUs, each on a thread of its own, until an event waits, and gives it.
-    pub fn run(&mut self, ports: &[Arc<CpuPort>], ioapic: &Arc<Slot>) -> Event {
+    pub(crate) fn run(&mut self, ports: &[Arc<CpuPort>], ioapic: &Arc<Slot>) -> Event {
         let core = self.core.clone();
         let vm = self.vm.clone();
         std::thread::scope(|scope| {

@@ -230,7 +230,7 @@ impl Generator {
     fn bytes(&self, r: &mut Random) -> ([u8; 16], u64) {
         let mut bytes = [0_u8; 16];
         for b in &mut bytes {
-            *b = r.next() as u8;
+            *b = r.bits() as u8;
         }
         let offset = if r.percent(4) { PAGE as u64 - 1 - r.below(15) } else { r.below(PAGE as u64 - 32) };
         if r.percent(6) && self.only.is_none() || self.by_mnemonic.is_empty() {
@@ -248,16 +248,16 @@ impl Generator {
         if t.kind == Kind::Legacy && r.percent(3) {
             made.push(0xf0);
         }
-        made.extend(t.prefixes(r.next() as u8, r.next() as u8, r.next() as u8, r.next() as u8));
+        made.extend(t.prefixes(r.bits() as u8, r.bits() as u8, r.bits() as u8, r.bits() as u8));
         made.push(t.opcode);
         let mode = r.pick(&[0xc0, 0xc0, 0xc0, 0xc0, 0x00, 0x40, 0x80, 0x80]);
-        made.push(mode | t.reg << 3 & if r.percent(2) { r.next() as u8 } else { 0x38 } | r.next() as u8 & 7);
+        made.push(mode | t.reg << 3 & if r.percent(2) { r.bits() as u8 } else { 0x38 } | r.bits() as u8 & 7);
         // Opcodes without ModRM take this byte as an immediate; those where ModRM.reg is an operand get any register.
         let keep = made.len();
         if t.kind != Kind::Legacy || t.map > 0 || (0xd8..=0xdf).contains(&t.opcode) {
             let last = made[keep - 1];
             let mut probe = made.clone();
-            probe[keep - 1] = last & 0xc7 | (r.next() as u8) << 3 & 0x38;
+            probe[keep - 1] = last & 0xc7 | (r.bits() as u8) << 3 & 0x38;
             let mut padded = probe.clone();
             padded.resize(16, 0);
             let mut original = made.clone();
@@ -357,8 +357,8 @@ fn interesting(r: &mut Random) -> u64 {
             !0,
             0,
         ]),
-        5 => r.next() >> r.below(64),
-        _ => r.next(),
+        5 => r.bits() >> r.below(64),
+        _ => r.bits(),
     }
 }
 
@@ -402,7 +402,7 @@ fn floats(r: &mut Random) -> u64 {
             one(r) | one(r) << 32
         }
         7 => interesting(r),
-        _ => r.next(),
+        _ => r.bits(),
     }
 }
 
@@ -432,10 +432,10 @@ fn registers(r: &mut Random) -> Registers {
         (significand[n], exponent[n]) = match r.below(10) {
             0 => (0, 0),
             1 => (1 << 63, 0x7fff),
-            2 => (r.next() | 1 << 63, 0x7fff),
-            3 => (r.next(), r.next() as u16),
-            4 => (r.next() >> 1, 0),
-            _ => (r.next() | 1 << 63, 0x3fff + r.below(64) as u16 - 16),
+            2 => (r.bits() | 1 << 63, 0x7fff),
+            3 => (r.bits(), r.bits() as u16),
+            4 => (r.bits() >> 1, 0),
+            _ => (r.bits() | 1 << 63, 0x3fff + r.below(64) as u16 - 16),
         };
         if r.percent(50) {
             exponent[n] ^= 0x8000;
@@ -443,21 +443,21 @@ fn registers(r: &mut Random) -> Registers {
     }
     let mxcsr = match r.below(10) {
         0..6 => 0x1f80,
-        6 | 7 => 0x1f80 | r.next() as u32 & 0xe07f,
-        8 => 0x1f80 | r.next() as u32 & 0x3f,
-        _ => r.next() as u32 & 0xffff,
+        6 | 7 => 0x1f80 | r.bits() as u32 & 0xe07f,
+        8 => 0x1f80 | r.bits() as u32 & 0x3f,
+        _ => r.bits() as u32 & 0xffff,
     };
     let fcw = match r.below(10) {
         0..6 => 0x37f,
-        6..9 => 0x7f | (r.next() as u16 & 0x0f00),
-        _ => 0x40 | (r.next() as u16 & 0x0f3f),
+        6..9 => 0x7f | (r.bits() as u16 & 0x0f00),
+        _ => 0x40 | (r.bits() as u16 & 0x0f3f),
     };
-    let mut fsw = (r.next() as u16) & 0x4700 | (r.below(8) as u16) << 11;
+    let mut fsw = (r.bits() as u16) & 0x4700 | (r.below(8) as u16) << 11;
     if r.percent(50) {
-        fsw |= r.next() as u16 & 0x7f & fcw | fsw & 0x40;
+        fsw |= r.bits() as u16 & 0x7f & fcw | fsw & 0x40;
     }
     if r.percent(3) {
-        fsw |= r.next() as u16 & 0x3f;
+        fsw |= r.bits() as u16 & 0x3f;
     }
     if fsw & !fcw & 0x3f != 0 {
         fsw |= 0x8080;
@@ -465,9 +465,9 @@ fn registers(r: &mut Random) -> Registers {
     let ftw = match r.below(4) {
         0 => 0xff,
         1 => 0,
-        _ => r.next() as u8,
+        _ => r.bits() as u8,
     };
-    let rflags = 0x202 | r.next() & 0x8d5 | if r.percent(15) { 0x400 } else { 0 };
+    let rflags = 0x202 | r.bits() & 0x8d5 | if r.percent(15) { 0x400 } else { 0 };
     Registers { vec, gpr, opmask, rip: 0, rflags, significand, exponent, mxcsr, fcw, fsw, ftw }
 }
 
@@ -550,7 +550,7 @@ fn aim(r: &mut Random, i: &Instruction, bytes: &mut [u8; 16], regs: &mut Registe
         regs.gpr[number(base)] = at.wrapping_sub(displacement).wrapping_sub(wide);
     }
     if base.size() == 4 && r.percent(50) {
-        regs.gpr[number(base)] |= r.next() << 32;
+        regs.gpr[number(base)] |= r.bits() << 32;
     }
 }
 

@@ -145,7 +145,7 @@ fn template(number: u64) -> Box<[u8; TEMPLATE]> {
     let mut bytes = Box::new([0; TEMPLATE]);
     for chunk in bytes.chunks_exact_mut(8) {
         let value = match r.below(4) {
-            0 => r.next(),
+            0 => r.bits(),
             1 => (r.below(2000) as f64 / 16.0 - 60.0).to_bits(),
             2 => u64::from((r.below(2000) as f32 / 16.0).to_bits()) * 0x1_0000_0001,
             _ => r.below(256),

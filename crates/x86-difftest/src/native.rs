@@ -364,10 +364,11 @@ unsafe fn step(shared: &mut Shared, context: &mut libc::ucontext_t) {
         return;
     }
     save(shared, number, context, image);
-    if trap == 1 && shared.steps >= STEPS {
-        if let Some(outcome) = shared.outcomes.get_mut(number as usize) {
-            outcome.vector = Some(UNFINISHED);
-        }
+    if trap == 1
+        && shared.steps >= STEPS
+        && let Some(outcome) = shared.outcomes.get_mut(number as usize)
+    {
+        outcome.vector = Some(UNFINISHED);
     }
     let next = number + 1;
     if next < shared.count {
@@ -511,4 +512,4 @@ pub fn host_has_avx512() -> bool {
     std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bw")
 }
 
-const _: () = assert!(std::mem::size_of::<Registers>() % 64 == 0);
+const _: () = assert!(std::mem::size_of::<Registers>().is_multiple_of(64));
