@@ -37,7 +37,7 @@ mod attention {
 /// One logical processor.
 pub struct Cpu {
     /// The architectural state. The arithmetic flags in `rflags` are exact outside of [`Cpu::run`]. Whoever changes control registers,
-    /// segments, EFER or RFLAGS.VM/AC from outside calls [`Cpu::mode_changed`].
+    /// segments, EFER or RFLAGS.VM/AC from outside sees it taken up by the next run.
     pub state: CpuState,
     /// The machine around it.
     pub env: Box<dyn Env>,

@@ -87,7 +87,7 @@ pub struct Insn {
     pub asize: u8,
     /// Effective operand size of the encoding (0x66, REX.W, mode): 2, 4, 8.
     pub osize: u8,
-    /// Register of operand 0 (see [`Insn::reg`]); for 8-bit registers 16-19 mean AH, CH, DH, BH.
+    /// Register of operand 0 (see `reg`); for 8-bit registers 16-19 mean AH, CH, DH, BH.
     pub r0: u8,
     /// Register of operand 1.
     pub r1: u8,

@@ -1,6 +1,6 @@
 //! Tier 1: translation of x86-64 code to x86-64 code.
 //!
-//! Code that ran a few times is translated, a unit at a time ([`translate`]), into memory of the processor's own ([`arena`]). Whatever
+//! Code that ran a few times is translated, a unit at a time (`translate`), into memory of the processor's own (`arena`). Whatever
 //! isn't translated, and every access that the TLB doesn't answer, goes to the interpreter one instruction at a time, with the whole
 //! state exact: there is one implementation of everything difficult. Units are keyed by what page they were made from: a number per
 //! (physical page, linear page, mode), entered in the window's page table when a translation of that linear page was verified. Whatever
