@@ -1035,7 +1035,7 @@ fn next_steps(facts: &Facts<'_>, accesses: &[AccessOut], causes: &[&Finding]) ->
             _ => (addr & !0x1f, addr | 0x1f),
         };
         out.push(format!("In QEMU, log every access: -trace 'memory_region_ops_*' -D accesses.log, then look for addresses from {lo:#x} to {hi:#x}"));
-        out.push(format!("In Hyaline, watch the same registers: hyaline run [the same machine options] -trace {space}:{lo:#x}-{hi:#x}"));
+        out.push(format!("In Hyaline, watch the same registers: hyaline [the same machine options] -trace {}:{lo:#x}-{hi:#x}", if space == "pio" { "io" } else { "mem" }));
     }
     if let Some(d) = facts.devices.iter().flatten().find_map(|d| d.device) {
         out.push(format!("Read: {}", d.cite));
