@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     signals::block();
+    hyaline_device::contain_panics();
     let mut args = std::env::args_os().skip(1).peekable();
     let first = args.peek().and_then(|a| a.to_str()).unwrap_or("").to_string();
     let code = match first.as_str() {

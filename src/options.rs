@@ -4,6 +4,8 @@ use hyaline_host::chardev::Spec;
 use hyaline_machine::config::{
     Accel, Config, DeviceSpec, KernelIrqchip, LogItems, RtcBase, nearest, parse_size,
 };
+use hyaline_machine::report::PanicPolicy;
+use hyaline_watch::SymbolChoice;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -23,6 +25,8 @@ pub(crate) struct Run {
     pub config: Config,
     /// `-D`: log file.
     pub log_file: Option<PathBuf>,
+    /// `-trace`.
+    pub trace: Vec<hyaline_watch::Spec>,
     /// `-pidfile`.
     pub pidfile: Option<PathBuf>,
     /// Remarks on options that were accepted and change nothing here.
@@ -115,6 +119,32 @@ pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
                 "d",
                 "item[,item…]",
                 "log: int, guest_errors, unimp, in_asm, cpu_reset, note, access; `-d help` explains",
+            ),
+            (
+                "trace",
+                "spec",
+                "log accesses to devices: reg:serial0.LSR, io:0xc000-0xc01f, exit:mmio.write …; `-trace help` explains",
+            ),
+            (
+                "symbols",
+                "file|auto|none",
+                "the guest kernel's symbols: a vmlinux, a System.map, or found in its memory (default)",
+            ),
+            (
+                "on-device-panic",
+                "disable|stop|abort",
+                "what a device's panic leads to, after its report: the device is fenced off (default), the machine ends, the program aborts",
+            ),
+            (
+                "crash-dir",
+                "folder",
+                "where crash reports go (default: the current folder); SIGQUIT writes one on demand",
+            ),
+            ("crash-with-ram", "", "crash reports hold the guest's memory too"),
+            (
+                "inject",
+                "panic:reg|hang:reg",
+                "let a device fail at a register, e.g. panic:serial0.SCR, to see what becomes of it",
             ),
             ("D", "file", "where the log goes (default: standard error)"),
             ("pidfile", "file", "write the process number there"),
@@ -432,11 +462,51 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                     }
                 }
             }
+            "trace" => {
+                if value == "help" || value == "?" {
+                    return Ok(Ask::Print(hyaline_watch::Spec::help()));
+                }
+                run.trace
+                    .push(hyaline_watch::Spec::parse(&value).map_err(|e| format!("-trace {value}: {e}"))?);
+            }
+            "on-device-panic" => {
+                c.on_device_panic = match value.as_str() {
+                    "disable" => PanicPolicy::Disable,
+                    "stop" => PanicPolicy::Stop,
+                    "abort" => PanicPolicy::Abort,
+                    _ => return Err(format!("-on-device-panic {value}: there are disable, stop and abort")),
+                }
+            }
+            "crash-dir" => c.crash_dir = Some(raw.into()),
+            "crash-with-ram" => c.crash_with_ram = true,
+            "inject" => {
+                let form = || format!("-inject {value}: write panic:DEVICE.REGISTER or hang:DEVICE.REGISTER");
+                let (kind, place) = value.split_once(':').ok_or_else(form)?;
+                let (device, register) = place.rsplit_once('.').ok_or_else(form)?;
+                let hang = match kind {
+                    "panic" => None,
+                    "hang" => Some(std::time::Duration::from_secs(3)),
+                    _ => return Err(form()),
+                };
+                let fault = hyaline_device::Fault { register: register.into(), hang };
+                c.inject.push((device.into(), fault));
+            }
+            "symbols" => {
+                c.symbols = match value.as_str() {
+                    "auto" => SymbolChoice::Auto,
+                    "none" | "off" => SymbolChoice::None,
+                    _ => SymbolChoice::File(raw.into()),
+                }
+            }
             "D" => run.log_file = Some(raw.into()),
             "pidfile" => run.pidfile = Some(raw.into()),
             "no-user-config" => {}
             other => return Err(no(format!("-{other} is not implemented"))),
         }
+    }
+    if c.log.access {
+        let file = run.log_file.clone();
+        run.trace.push(hyaline_watch::Spec { file, ..hyaline_watch::Spec::all() });
     }
     c.accels = if accels.is_empty() { vec![Accel::Interp] } else { accels };
     c.accels.dedup();

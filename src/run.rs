@@ -6,7 +6,8 @@ use hyaline_host::chardev::{Chardev, Command, Input, Spec};
 use hyaline_host::{signals, terminal};
 use hyaline_machine::Machine;
 use hyaline_machine::chassis::{Channel, Core, Event, Log, LogKind};
-use hyaline_machine::config::LogItems;
+use hyaline_machine::config::{Accel, LogItems};
+use hyaline_machine::report::{Cause, PanicPolicy, Reporter};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -89,6 +90,12 @@ impl LogTo {
     }
 }
 
+/// Makes a log file. It is appended to, so that `-d access` can share it.
+fn log_file(path: &Path) -> std::io::Result<File> {
+    File::create(path)?;
+    File::options().append(true).open(path)
+}
+
 /// Runs until the end; gives the exit code.
 pub(crate) fn run(ask: Run) -> i32 {
     let code = go(ask);
@@ -107,7 +114,7 @@ fn go(ask: Run) -> i32 {
     {
         return complain(&format!("-pidfile {}: {e}", path.display()));
     }
-    let file = match ask.log_file.as_deref().map(|p| (p, File::create(p))) {
+    let file = match ask.log_file.as_deref().map(|p| (p, log_file(p))) {
         Some((p, Err(e))) => return complain(&format!("-D {}: {e}", p.display())),
         Some((_, Ok(f))) => Some(f),
         None => None,
@@ -123,12 +130,18 @@ fn go(ask: Run) -> i32 {
     for remark in &machine.remarks {
         complain(remark);
     }
+    if let Err(e) = machine.trace(&ask.trace) {
+        return complain(&e);
+    }
     machine.core.set_log(Some(log.clone()));
     if let Err(code) = connect(&machine) {
         return code;
     }
-    let core = machine.core.clone();
-    let watched = signals::on_signal(move |s| core.event(Event::Exit(s.exit_code())));
+    let (core, reporter) = (machine.core.clone(), machine.reporter.clone());
+    let watched = signals::on_signal(move |s| match s {
+        signals::Signal::Quit => on_demand(&core, &reporter),
+        s => core.event(Event::Exit(s.exit_code())),
+    });
     if let Err(e) = watched {
         return complain(&format!("no thread for signals could be started: {e}"));
     }
@@ -139,6 +152,7 @@ fn go(ask: Run) -> i32 {
         return wait_for_end(&machine);
     }
     let code = until_the_end(&mut machine, &log);
+    machine.flush_traces();
     if let Some(path) = machine.config.save_at_exit.clone()
         && let Err(e) = save(&mut machine, &path)
     {
@@ -149,6 +163,26 @@ fn go(ask: Run) -> i32 {
 
 fn save(machine: &mut Machine, path: &Path) -> Result<(), hyaline_machine::MachineError> {
     machine.save(path)
+}
+
+/// SIGQUIT: the run loop writes a report, or, if it does not come back, this thread does what it can.
+fn on_demand(core: &Arc<Core>, reporter: &Arc<Reporter>) {
+    core.event(Event::Report);
+    let (core, reporter) = (core.clone(), reporter.clone());
+    let body = move || {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        if core.has_event() {
+            say(&reporter.report(&Cause::Request, &[]));
+        }
+    };
+    if let Err(e) = std::thread::Builder::new().name("report".into()).spawn(body) {
+        complain(&format!("no thread for the report could be started: {e}"));
+    }
+}
+
+/// Prints lines to a terminal that may be in raw mode.
+fn say(text: &str) {
+    eprintln!("hyaline: {}\r", text.replace('\n', "\r\n"));
 }
 
 /// Waits for the event that ends a stopped machine.
@@ -179,18 +213,36 @@ fn until_the_end(machine: &mut Machine, log: &LogTo) -> i32 {
                 complain(&"the guest's kernel reported a panic (pvpanic)");
                 return 0;
             }
-            Event::DeviceCrashed(what) => {
-                complain(&format!(
-                    "{what}\r\nhyaline: the device is fenced off from now on (it reads as absent); the guest goes on\r"
-                ));
+            Event::DeviceCrashed(_) => {
+                while let Some((slot, crash)) = machine.core.take_crash() {
+                    say(&machine.report(&Cause::DevicePanic(slot, crash)));
+                }
+                match machine.config.on_device_panic {
+                    PanicPolicy::Disable => continue,
+                    PanicPolicy::Stop => return 1,
+                    PanicPolicy::Abort => {
+                        terminal::restore();
+                        std::process::abort();
+                    }
+                }
+            }
+            Event::Failed(why) => {
+                if machine.accel() == Accel::Kvm {
+                    say(&machine.report(&Cause::KvmError(why)));
+                    return 1;
+                }
+                return complain(&why);
+            }
+            Event::Report => {
+                say(&machine.report(&Cause::Request));
                 continue;
             }
-            Event::Failed(why) => return complain(&why),
             Event::Stop => continue,
             Event::TripleFault(cpu) => {
                 terminal::restore();
                 let report = machine.triple_fault_report(cpu);
                 eprintln!("{report}");
+                say(&machine.report(&Cause::TripleFault(cpu)));
                 if machine.config.no_reboot {
                     return 0;
                 }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod device;
+mod hand;
 pub mod laws;
 mod registers;
 mod slot;
@@ -12,6 +13,7 @@ pub mod state;
 
 pub use bench::Bench;
 pub use device::*;
+pub use hand::{Crash, Fault, Handled, contain_panics, current};
 pub use hyaline_space::{IoError, Limits, Origin};
 pub use registers::{Bank, Chip, Decoded, Field, Kind, Place, Register};
 pub use slot::{Chassis, Line, Sink, Slot, forget_reached, reached};

@@ -1,6 +1,7 @@
 //! Where a device sits: its lock, its lines, and the carrying out of what it asks for.
 
 use crate::device::{Cx, Device, Dma, Effect, Source};
+use crate::hand::{self, Crash, Doing, Fault, Hand, Handled};
 use crate::registers::{Chip, Register};
 use crate::state::{StateError, Value};
 use crate::{ApicMessage, Ns, Reset};
@@ -18,7 +19,7 @@ pub trait Chassis: Source + Send + Sync {
     /// Carries out one effect other than [`Effect::Line`]. No device lock is held.
     fn effect(&self, slot: &Arc<Slot>, effect: Effect);
     /// A device panicked while handling an access; it is fenced off from now on.
-    fn crashed(&self, slot: &Arc<Slot>, what: &str);
+    fn crashed(&self, slot: &Arc<Slot>, crash: Crash);
 }
 
 /// A named line with any number of sources, high while any of them is (a wired OR).
@@ -123,6 +124,9 @@ pub struct Slot {
     chassis: Arc<dyn Chassis>,
     fenced: AtomicBool,
     queue: Mutex<Queue>,
+    hand: Hand,
+    fault: OnceLock<Fault>,
+    struck: AtomicBool,
 }
 
 /// Effects that wait to be carried out.
@@ -167,6 +171,9 @@ impl Slot {
             chassis,
             fenced: AtomicBool::new(false),
             queue: Mutex::default(),
+            hand: Hand::default(),
+            fault: OnceLock::new(),
+            struck: AtomicBool::new(false),
         })
     }
     /// Its path.
@@ -225,13 +232,26 @@ impl Slot {
         origin: Option<Origin>,
         call: impl FnOnce(&mut dyn Device, &mut Cx<'_>) -> R,
     ) -> Option<R> {
+        self.enter(origin, None, call)
+    }
+
+    fn enter<R>(
+        self: &Arc<Self>,
+        origin: Option<Origin>,
+        doing: Option<Doing>,
+        call: impl FnOnce(&mut dyn Device, &mut Cx<'_>) -> R,
+    ) -> Option<R> {
         if self.fenced() {
             return None;
         }
         let mut cx = Cx::new(&*self.chassis, self.chassis.dma(), origin);
         let result = {
             let mut device = self.lock();
+            let before = hand::set_current(self.id);
+            self.hand.enter(origin.as_ref(), doing.as_ref());
             let result = catch_unwind(AssertUnwindSafe(|| call(&mut **device, &mut cx)));
+            self.hand.leave();
+            hand::set_current(before);
             if result.is_ok() && !cx.effects.is_empty() {
                 // Still under the device's lock: the queue has the order in which the device acted.
                 self.queue().effects.extend(cx.into_effects());
@@ -250,9 +270,55 @@ impl Slot {
                     .map(|s| (*s).to_string())
                     .or_else(|| panic.downcast_ref::<String>().cloned())
                     .unwrap_or_else(|| "no message".to_string());
-                self.chassis.crashed(self, &text);
+                let (location, backtrace) = hand::take_panic().unwrap_or_default();
+                let access = origin.zip(doing).map(|(origin, d)| Handled {
+                    origin,
+                    bank: d.bank,
+                    offset: d.offset,
+                    size: d.size,
+                    is_write: d.is_write,
+                    value: d.value,
+                    register: hand::touched(),
+                });
+                let time = self.chassis.now();
+                self.chassis.crashed(self, Crash { message: text, location, backtrace, access, time });
                 None
             }
+        }
+    }
+
+    /// Lets the next access to a register fail on purpose. The first call holds.
+    pub fn inject(&self, fault: Fault) {
+        self.fault.get_or_init(|| fault);
+    }
+
+    /// Panics or hangs if that was asked for: inside of the device's call, as if the device did.
+    fn fault(&self, register: Option<&'static Register>) {
+        if let Some(f) = self.fault.get()
+            && register.is_some_and(|r| r.name.eq_ignore_ascii_case(&f.register))
+            && !self.struck.swap(true, Ordering::Relaxed)
+        {
+            match f.hang {
+                Some(time) => std::thread::sleep(time),
+                None => panic!("a fault was injected at register {}", f.register),
+            }
+        }
+    }
+
+    /// What the device is doing now, if it is at work: a number that is another at each call, and the access. Takes no lock.
+    pub fn busy(&self) -> Option<(u64, Option<Handled>)> {
+        let (turn, access) = self.hand.busy()?;
+        // Which register it is can depend on the device's state, which can't be asked now: the declaration's word.
+        let register = access.and_then(|a| self.chip.banks.get(a.bank)?.at(a.offset, a.is_write));
+        Some((turn, access.map(|a| Handled { register, ..a })))
+    }
+
+    /// As [`Slot::inspect`], unless the device is at work.
+    pub fn try_inspect<R>(&self, look: impl FnOnce(&dyn Device) -> R) -> Option<R> {
+        match self.device.try_lock() {
+            Ok(device) => Some(look(&**device)),
+            Err(std::sync::TryLockError::Poisoned(device)) => Some(look(&**device.into_inner())),
+            Err(std::sync::TryLockError::WouldBlock) => None,
         }
     }
 
@@ -367,8 +433,11 @@ impl Io for BankIo {
     }
     fn read(&self, offset: u64, size: u8, who: &Origin) -> Result<u64, IoError> {
         let (first, mut register) = (REACHED.get(), None);
-        let result = self.slot.call(Some(*who), |d, cx| {
+        let doing = Doing { bank: self.bank, offset, size, is_write: false, value: 0 };
+        let result = self.slot.enter(Some(*who), Some(doing), |d, cx| {
             register = d.register(self.bank, offset, false);
+            hand::touch(register);
+            self.slot.fault(register);
             d.read(self.bank, offset, size, cx)
         });
         // Set last: handling may have made accesses of its own.
@@ -377,8 +446,11 @@ impl Io for BankIo {
     }
     fn write(&self, offset: u64, size: u8, value: u64, who: &Origin) -> Result<(), IoError> {
         let (first, mut register) = (REACHED.get(), None);
-        let result = self.slot.call(Some(*who), |d, cx| {
+        let doing = Doing { bank: self.bank, offset, size, is_write: true, value };
+        let result = self.slot.enter(Some(*who), Some(doing), |d, cx| {
             register = d.register(self.bank, offset, true);
+            hand::touch(register);
+            self.slot.fault(register);
             d.write(self.bank, offset, size, value, cx)
         });
         REACHED.set(first.or(register));

@@ -73,8 +73,8 @@ impl Chassis for World {
             _ => {}
         }
     }
-    fn crashed(&self, slot: &Arc<Slot>, what: &str) {
-        panic!("{slot:?}: {what}");
+    fn crashed(&self, slot: &Arc<Slot>, crash: hyaline_device::Crash) {
+        panic!("{slot:?}: {}", crash.message);
     }
 }
 

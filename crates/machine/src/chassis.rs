@@ -2,8 +2,8 @@
 
 use crate::clock::{Clock, Timers};
 use hyaline_device::{
-    ApicMessage, Chassis, CpuSignal, Dma, DmaError, Effect, Line, Mapping, Ns, Request, Shadow, Slot, Smram,
-    Source,
+    ApicMessage, Chassis, CpuSignal, Crash, Dma, DmaError, Effect, Line, Mapping, Ns, Request, Shadow, Slot,
+    Smram, Source,
 };
 use hyaline_devices::intc::lapic;
 use hyaline_space::{AddressSpace, DeviceId, Origin, Region};
@@ -94,6 +94,13 @@ impl Waker for Unpark {
     }
 }
 
+/// Hears of bus masters' accesses to memory: number of the device's slot, address, what was moved, whether it was a write, whether it
+/// was done.
+pub type DmaWatch = Arc<dyn Fn(u16, u64, &[u8], bool, bool) + Send + Sync>;
+
+/// Bytes of the guest's serial output that are kept for reports.
+const CONSOLE: usize = 64 << 10;
+
 /// Why the machine left its run loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -111,8 +118,10 @@ pub enum Event {
     Stop,
     /// The guest's kernel says that it panicked.
     GuestPanicked,
-    /// A device crashed and the policy is to stop.
+    /// A device crashed; [`Core::take_crash`] has the rest.
     DeviceCrashed(String),
+    /// A report is wanted.
+    Report,
 }
 
 /// Something the board carries out for the chassis, once it has said how.
@@ -141,6 +150,10 @@ pub struct Core {
     happened: Condvar,
     pending: AtomicBool,
     random: Mutex<Option<u64>>,
+    dma_watch: RwLock<Option<DmaWatch>>,
+    dma_watched: AtomicBool,
+    console: Mutex<std::collections::VecDeque<u8>>,
+    crashes: Mutex<Vec<(Arc<Slot>, Crash)>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -180,6 +193,10 @@ impl Core {
             happened: Condvar::new(),
             pending: AtomicBool::new(false),
             random: Mutex::new(seed),
+            dma_watch: RwLock::new(None),
+            dma_watched: AtomicBool::new(false),
+            console: Mutex::default(),
+            crashes: Mutex::default(),
         })
     }
 
@@ -246,6 +263,36 @@ impl Core {
         if let Some(log) = &*read!(self.log) {
             log.line(kind, who, text);
         }
+    }
+
+    /// Has somebody told of bus masters' accesses.
+    pub fn set_dma_watch(&self, watch: Option<DmaWatch>) {
+        self.dma_watched.store(watch.is_some(), Ordering::Release);
+        *write!(self.dma_watch) = watch;
+    }
+    fn moved(&self, address: u64, data: &[u8], is_write: bool, ok: bool) {
+        if self.dma_watched.load(Ordering::Acquire)
+            && let Some(watch) = read!(self.dma_watch).clone()
+        {
+            watch(hyaline_device::current(), address, data, is_write, ok);
+        }
+    }
+    /// The last bytes that the guest sent over its serial ports and the debug console.
+    pub fn console(&self) -> Vec<u8> {
+        lock(&self.console).iter().copied().collect()
+    }
+    fn keep_console(&self, data: &[u8]) {
+        let mut console = lock(&self.console);
+        let data = data.get(data.len().saturating_sub(CONSOLE)..).unwrap_or(data);
+        let over = (console.len() + data.len()).saturating_sub(CONSOLE);
+        let over = over.min(console.len());
+        console.drain(..over);
+        console.extend(data);
+    }
+    /// Takes the oldest crash of a device that has not been dealt with.
+    pub fn take_crash(&self) -> Option<(Arc<Slot>, Crash)> {
+        let mut crashes = lock(&self.crashes);
+        (!crashes.is_empty()).then(|| crashes.remove(0))
     }
 
     /// Queues an event and gets every processor out of the guest.
@@ -356,11 +403,13 @@ impl Dma for Core {
         let len = data.len();
         let done =
             self.memory.get().is_some_and(|m| m.dma_read(address, data, &Origin::dma(DeviceId(0))).is_ok());
+        self.moved(address, data, false, done);
         if done { Ok(()) } else { Err(DmaError { address, len, is_write: false }) }
     }
     fn write(&self, address: u64, data: &[u8]) -> Result<(), DmaError> {
         let done =
             self.memory.get().is_some_and(|m| m.dma_write(address, data, &Origin::dma(DeviceId(0))).is_ok());
+        self.moved(address, data, true, done);
         if done { Ok(()) } else { Err(DmaError { address, len: data.len(), is_write: true }) }
     }
 }
@@ -375,6 +424,9 @@ impl Chassis for Core {
             Effect::Line { .. } => {}
             Effect::Timer { timer, at } => self.timers.set(slot, timer, at),
             Effect::Send { channel, data } => {
+                if matches!(slot.chip().name, "ns16550" | "debugcon") {
+                    self.keep_console(&data);
+                }
                 let host = read!(self.channels).get(&(slot.id(), channel)).cloned();
                 if let Some(host) = host {
                     host.send(&data);
@@ -425,8 +477,10 @@ impl Chassis for Core {
         }
     }
 
-    fn crashed(&self, slot: &Arc<Slot>, what: &str) {
-        self.event(Event::DeviceCrashed(format!("device `{}` ({}): {what}", slot.name(), slot.chip().title)));
+    fn crashed(&self, slot: &Arc<Slot>, crash: Crash) {
+        let text = format!("device `{}` ({}): {}", slot.name(), slot.chip().title, crash.message);
+        lock(&self.crashes).push((slot.clone(), crash));
+        self.event(Event::DeviceCrashed(text));
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a machine is to be made of: the command line, parsed and checked, or what a program that embeds this crate wants.
 
 use crate::load::Images;
+use crate::report::PanicPolicy;
 use hyaline_host::chardev::Spec;
+use hyaline_watch::SymbolChoice;
 use std::path::PathBuf;
 
 /// Who executes the guest's instructions.
@@ -121,6 +123,16 @@ pub struct Config {
     pub name: Option<String>,
     /// `-rtc base=`.
     pub rtc: RtcBase,
+    /// `-symbols`.
+    pub symbols: SymbolChoice,
+    /// `-on-device-panic`.
+    pub on_device_panic: PanicPolicy,
+    /// `-crash-dir`: where reports go; the current folder without.
+    pub crash_dir: Option<PathBuf>,
+    /// `-crash-with-ram`: reports hold the guest's memory.
+    pub crash_with_ram: bool,
+    /// `-inject`: device, and the fault that its next access to a register makes.
+    pub inject: Vec<(String, hyaline_device::Fault)>,
     /// `-d`.
     pub log: LogItems,
     /// Where the state is saved when the machine ends.
@@ -151,6 +163,11 @@ impl Default for Config {
             paused: false,
             name: None,
             rtc: RtcBase::Utc,
+            symbols: SymbolChoice::Auto,
+            on_device_panic: PanicPolicy::Disable,
+            crash_dir: None,
+            crash_with_ram: false,
+            inject: Vec::new(),
             log: LogItems::default(),
             save_at_exit: None,
             restore: None,

@@ -7,13 +7,16 @@ pub mod config;
 pub mod cpu_dump;
 pub mod cpu_env;
 mod devices;
+pub mod guest_stack;
 mod interp;
 mod kvm;
 pub mod load;
 mod machine;
 pub mod pc;
+pub mod report;
 mod snapshot;
 pub mod state_file;
+mod watching;
 
 pub use devices::{check as device_check, help as device_help};
 pub use machine::{Machine, MachineError};

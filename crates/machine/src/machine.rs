@@ -8,11 +8,13 @@ use crate::interp::Interp;
 use crate::kvm::KvmEngine;
 use crate::load::{self, Layout, Loaded};
 use crate::pc::{BoardError, Chips, Pc};
+use crate::report::{Cause, Reporter};
+use crate::watching::Watchdog;
 use hyaline_device::state::Value;
 use hyaline_device::{Cx, Device, Reset};
 use hyaline_devices::intc::lapic::{self, Lapic};
 use hyaline_kvm::{Kvm, LapicPage};
-use hyaline_watch::{Line, Recorder};
+use hyaline_watch::{Guest, Line, Recorder};
 use hyaline_x86::CpuModel;
 use hyaline_x86::cpuid::{Accelerator, HostCpu, Topology};
 use hyaline_x86::env::Signals;
@@ -37,6 +39,12 @@ pub enum MachineError {
     /// The accelerator.
     #[error("{0}")]
     Accel(String),
+    /// An access trace.
+    #[error("{0}")]
+    Trace(String),
+    /// The guest's symbols.
+    #[error("-symbols: {0}")]
+    Symbols(#[from] hyaline_watch::symbols::SymbolError),
     /// The saved state.
     #[error(transparent)]
     State(#[from] crate::state_file::StateFileError),
@@ -91,7 +99,13 @@ pub struct Machine {
     pub pc: Pc,
     /// Sees every access to a device; keeps the last ones of each processor.
     pub recorder: Arc<Recorder>,
+    /// The guest's symbols.
+    pub guest: Arc<Guest>,
+    /// Writes crash reports.
+    pub reporter: Arc<Reporter>,
     durations: Arc<AtomicBool>,
+    watchdog: Option<Watchdog>,
+    pub(crate) traces: Vec<Arc<hyaline_watch::Trace>>,
     /// Remarks for the user: what was chosen, what the host lacks.
     pub remarks: Vec<String>,
     /// What was booted, in words.
@@ -153,7 +167,15 @@ impl Machine {
         let durations: Arc<AtomicBool> = Arc::default();
         let clock = RecorderClock { core: core.clone(), durations: durations.clone() };
         let recorder = Recorder::new(usize::from(config.cpus), Box::new(clock));
+        let guest = crate::watching::guest(&config.symbols, &pc)?;
+        let accel = if matches!(engine, Engine::Kvm(_)) { Accel::Kvm } else { Accel::Interp };
+        let reporter = Arc::new(Reporter::new(&config, &pc, &recorder, &guest, &accel));
+        crate::watching::inject(&config, &pc).map_err(MachineError::Trace)?;
         let mut machine = Machine {
+            guest,
+            reporter,
+            watchdog: None,
+            traces: Vec::new(),
             config,
             core,
             pc,
@@ -286,6 +308,9 @@ impl Machine {
                 .map_err(MachineError::Thread)?;
             self.timers = Some(thread);
         }
+        if self.watchdog.is_none() {
+            self.watchdog = Watchdog::start(self.reporter.clone()).map_err(MachineError::Thread)?.into();
+        }
         let event = match &mut self.engine {
             Engine::Interp(interp) => interp.run(&self.pc.cpus),
             Engine::Kvm(kvm) => {
@@ -365,6 +390,14 @@ impl Machine {
         )
     }
 
+    /// Writes a crash report and gives the lines for people.
+    pub fn report(&mut self, cause: &Cause) -> String {
+        let count = self.config.cpus;
+        let cpus: Vec<_> =
+            (0..count).filter_map(|n| Some((n, self.cpu_state(usize::from(n)).ok()?))).collect();
+        self.reporter.report(cause, &cpus)
+    }
+
     /// Has access records carry how long each access took; costs two readings of the host's clock an access.
     pub fn record_durations(&self, on: bool) {
         self.durations.store(on, Ordering::Relaxed);
@@ -383,7 +416,8 @@ impl Machine {
         );
         for record in &records {
             if let Some(site) = self.recorder.site(record.site) {
-                text.push_str(&format!("\n{}", Line { record, site: &site, guest: None }));
+                let guest = self.guest.symbols().and_then(|s| s.at(record.rip));
+                text.push_str(&format!("\n{}", Line { record, site: &site, guest: guest.as_deref() }));
             }
         }
         text
@@ -398,6 +432,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.core.timers.close();
+        self.watchdog = None;
         if let Some(thread) = self.timers.take() {
             let _ = thread.join();
         }

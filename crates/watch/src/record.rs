@@ -64,13 +64,13 @@ pub struct AccessRecord {
     pub took: u32,
     /// Number of the [`Site`].
     pub site: u32,
-    /// The element number within a string instruction, from 0.
+    /// The element number within a string instruction, from 0. Of a bus master's access to memory: its bytes, at most 4 MiB less one.
     pub count: u32,
     /// Who.
     pub actor: Actor,
     /// By what kind of exit.
     pub exit: ExitKind,
-    /// Bytes: 1, 2, 4 or 8.
+    /// Bytes: 1, 2, 4 or 8. Of a bus master's access to memory: those that `value` holds.
     pub size: u8,
     /// Was it a write?
     pub is_write: bool,

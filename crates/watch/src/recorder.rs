@@ -3,7 +3,7 @@
 use crate::record::{AccessRecord, Site};
 use crate::ring::Ring;
 use hyaline_device::Register;
-use hyaline_space::{Access, Actor, Observer};
+use hyaline_space::{Access, Actor, DeviceId, ExitKind, IoError, Observer, Outcome};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -190,25 +190,73 @@ impl Recorder {
         self.sinking.store(!sinks.is_empty(), Ordering::Release);
     }
 
-    fn place(&self, access: &Access<'_>, register: Option<&'static Register>) -> Arc<Place> {
-        let key = (access.region.id(), register_key(register), access.space.to_owned());
+    /// Takes down a bus master's access to memory, which the address spaces do not report: for the sinks, and for everybody else's ring.
+    /// `data` is what was moved.
+    pub fn dma(&self, device: DeviceId, name: &str, addr: u64, data: &[u8], is_write: bool, ok: bool) {
+        let mut first = [0; 8];
+        let size = data.len().min(8);
+        first.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        let host = self.clock.host();
+        let place = self.place_of((0, usize::from(device.0), "memory".to_owned()), |id| Site {
+            id,
+            space: "memory".to_owned(),
+            region: 0,
+            path: format!("/dma/{name}"),
+            name: "ram".to_owned(),
+            owner: name.to_owned(),
+            register: None,
+        });
+        let record = AccessRecord {
+            seq: self.next.fetch_add(1, Ordering::Relaxed),
+            time: self.clock.now(host),
+            rip: 0,
+            addr,
+            value: u64::from_le_bytes(first),
+            offset: 0,
+            took: 0,
+            site: place.site.id,
+            count: u32::try_from(data.len()).unwrap_or(u32::MAX),
+            actor: Actor::Dma(device),
+            exit: ExitKind::Dma,
+            size: size as u8,
+            is_write,
+            parts: 0,
+            outcome: if ok { Outcome::Ok } else { Outcome::Failed(IoError::Refused) },
+        };
+        (if is_write { &place.counters.writes } else { &place.counters.reads })
+            .fetch_add(1, Ordering::Relaxed);
+        if let Some(ring) = self.rings.last() {
+            ring.push(&record);
+        }
+        if self.sinking.load(Ordering::Acquire) {
+            let sinks = lock(&self.sinks).clone();
+            sinks.iter().for_each(|s| s.record(&record, &place.site));
+        }
+    }
+
+    fn place_of(&self, key: (u64, usize, String), site: impl FnOnce(u32) -> Site) -> Arc<Place> {
         let mut places = lock(&self.places);
         if let Some(place) = places.by_key.get(&key) {
             return place.clone();
         }
-        let site = Arc::new(Site {
-            id: places.all.len() as u32,
+        let place =
+            Arc::new(Place { site: Arc::new(site(places.all.len() as u32)), counters: Counters::default() });
+        places.all.push(place.clone());
+        places.by_key.insert(key, place.clone());
+        place
+    }
+
+    fn place(&self, access: &Access<'_>, register: Option<&'static Register>) -> Arc<Place> {
+        let key = (access.region.id(), register_key(register), access.space.to_owned());
+        self.place_of(key, |id| Site {
+            id,
             space: access.space.to_owned(),
             region: access.region.id(),
             path: access.region.path(),
             name: access.region.name().to_owned(),
             owner: access.region.owner().to_owned(),
             register,
-        });
-        let place = Arc::new(Place { site, counters: Counters::default() });
-        places.all.push(place.clone());
-        places.by_key.insert(key, place.clone());
-        place
+        })
     }
 
     /// The place of an access, by way of this thread's cache.

@@ -98,10 +98,12 @@ pub(crate) fn bytes(n: u8) -> String {
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (r, s) = (self.record, self.site);
-        let access = format!("{}:{:#x}/{}", s.space_label(), r.addr, r.size);
-        let string = if r.count > 0 { format!("[{}]", r.count) } else { String::new() };
+        let access = format!("{}:{:#x}/{}", s.space_label(), r.addr, crate::filter::length(r));
+        let string =
+            if r.count > 0 && r.exit != ExitKind::Dma { format!("[{}]", r.count) } else { String::new() };
         let region = match r.outcome {
             Outcome::Unassigned => "-".to_string(),
+            _ if r.exit == ExitKind::Dma => s.label(),
             _ => format!("{}+{:02x}", s.label(), r.offset),
         };
         let odd = s.register.is_some_and(|reg| reg.width != r.size && r.parts > 0);
@@ -136,6 +138,11 @@ impl fmt::Display for Line<'_> {
 
 /// One access as a JSON object; the same words as in [`Line`], numbers as numbers.
 pub fn json(record: &AccessRecord, site: &Site) -> Value {
+    json_with(record, site, None)
+}
+
+/// The same with the guest's function.
+pub(crate) fn json_with(record: &AccessRecord, site: &Site, guest: Option<&str>) -> Value {
     let r = record;
     let id = match r.actor {
         Actor::Vcpu(n) => Some(u32::from(n)),
@@ -143,8 +150,8 @@ pub fn json(record: &AccessRecord, site: &Site) -> Value {
         _ => None,
     };
     object!({
-        "seq": r.seq, "time_ns": r.time, "took_ns": r.took, "actor": r.actor.as_str(), "actor_id": id, "exit": r.exit.as_str(), "rip": r.rip,
-        "space": site.space, "addr": r.addr, "size": r.size, "write": r.is_write, "value": r.value, "element": r.count,
+        "seq": r.seq, "time_ns": r.time, "took_ns": r.took, "actor": r.actor.as_str(), "actor_id": id, "exit": r.exit.as_str(), "rip": r.rip, "guest": guest,
+        "space": site.space, "addr": r.addr, "size": crate::filter::length(r), "write": r.is_write, "value": r.value, "element": r.count,
         "region": site.path, "owner": site.owner, "offset": r.offset, "register": site.register.map(|x| x.name),
         "fields": site.register.map(|x| x.decode(r.value & x.full_mask()).words()), "calls": r.parts, "outcome": r.outcome.as_str(),
     })

@@ -35,7 +35,7 @@ impl Chassis for Quiet {
         self
     }
     fn effect(&self, _slot: &Arc<Slot>, _effect: Effect) {}
-    fn crashed(&self, _slot: &Arc<Slot>, _what: &str) {}
+    fn crashed(&self, _slot: &Arc<Slot>, _crash: hyaline_device::Crash) {}
 }
 
 /// A clock that stands still, for texts that are the same each time.
