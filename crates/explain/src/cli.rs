@@ -26,6 +26,7 @@ Usage: explain [options] FILE|-
   --teach         also what each layer does and how one sees it
   --mtree FILE    text of `info mtree -f`: turns guesses about addresses into facts
   --strict        only what is certain or strong; no hints
+  --replay-test   of a crash report of Hyaline: print a Rust test that makes the device's last accesses anew
   --rules         print all rules with their evidence
   --port, --addr  what is at this I/O port or address of a PC
   --help          this text
@@ -41,6 +42,7 @@ struct Options {
     teach: bool,
     strict: bool,
     rules: bool,
+    replay_test: bool,
     mtree: Option<OsString>,
     port: Option<u64>,
     addr: Option<u64>,
@@ -77,6 +79,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Options, Failure> {
             Long("teach") => o.teach = true,
             Long("strict") => o.strict = true,
             Long("rules") => o.rules = true,
+            Long("replay-test") => o.replay_test = true,
             Long("write") => o.write = Some(true),
             Long("read") => o.write = Some(false),
             Long("mtree") => o.mtree = Some(p.value().map_err(bad)?),
@@ -158,6 +161,14 @@ fn work(args: impl Iterator<Item = OsString>, out: &mut impl Write) -> Result<i3
     } else {
         Box::new(File::open(file).map_err(|source| Failure::Read { file: name.clone(), source })?)
     };
+    if o.replay_test {
+        let mut text = Vec::new();
+        let limited = &mut input.take(crate::replay::MOST);
+        limited.read_to_end(&mut text).map_err(|source| Failure::Read { file: name.clone(), source })?;
+        let test = crate::replay::test(&String::from_utf8_lossy(&text)).map_err(|e| Failure::Usage(format!("{name}: {e}")))?;
+        put(out, &test);
+        return Ok(0);
+    }
     let report = crate::reader::read(input).map_err(|source| Failure::Read { file: name, source })?;
     let mut e = explanation::explain(&report, &ranges);
     if o.strict {

@@ -21,6 +21,7 @@ pub mod mtree;
 pub mod names;
 mod prose;
 pub mod reader;
+pub mod replay;
 pub mod report;
 pub mod rules;
 pub mod teach;
