@@ -165,7 +165,8 @@ fn work(args: impl Iterator<Item = OsString>, out: &mut impl Write) -> Result<i3
         let mut text = Vec::new();
         let limited = &mut input.take(crate::replay::MOST);
         limited.read_to_end(&mut text).map_err(|source| Failure::Read { file: name.clone(), source })?;
-        let test = crate::replay::test(&String::from_utf8_lossy(&text)).map_err(|e| Failure::Usage(format!("{name}: {e}")))?;
+        let test = crate::replay::test(&String::from_utf8_lossy(&text))
+            .map_err(|e| Failure::Usage(format!("{name}: {e}")))?;
         put(out, &test);
         return Ok(0);
     }

@@ -39,8 +39,14 @@ fn call(m: &Map<String, Value>) -> Option<String> {
     };
     let value = number(m, "value");
     Some(match (m.get("dir").and_then(Value::as_str) == Some("write"), value) {
-        (true, v) => format!("bench.write({bank}, {offset:#x}, {size}, {:#x}); // {}", v.unwrap_or(0), comment(register)),
-        (false, Some(v)) => format!("let _ = bench.read({bank}, {offset:#x}, {size}); // {}, gave {v:#x}", comment(register)),
+        (true, v) => format!(
+            "bench.write({bank}, {offset:#x}, {size}, {:#x}); // {}",
+            v.unwrap_or(0),
+            comment(register)
+        ),
+        (false, Some(v)) => {
+            format!("let _ = bench.read({bank}, {offset:#x}, {size}); // {}, gave {v:#x}", comment(register))
+        }
         (false, None) => format!("let _ = bench.read({bank}, {offset:#x}, {size}); // {}", comment(register)),
     })
 }
@@ -58,29 +64,50 @@ pub fn test(report: &str) -> Result<String, String> {
         })
         .collect();
     let head = records.first().filter(|m| m.contains_key("hyaline_crash_report"));
-    let head = head.ok_or("this is no crash report of Hyaline: the first line has no hyaline_crash_report")?;
-    let text = |m: &Map<String, Value>, name: &str| m.get(name).and_then(Value::as_str).unwrap_or("").to_string();
-    let of = |kind: &str| records.iter().filter(move |m| m.get("type").and_then(Value::as_str) == Some(kind)).collect::<Vec<_>>();
+    let head =
+        head.ok_or("this is no crash report of Hyaline: the first line has no hyaline_crash_report")?;
+    let text =
+        |m: &Map<String, Value>, name: &str| m.get(name).and_then(Value::as_str).unwrap_or("").to_string();
+    let of = |kind: &str| {
+        records
+            .iter()
+            .filter(move |m| m.get("type").and_then(Value::as_str) == Some(kind))
+            .collect::<Vec<_>>()
+    };
     let device = text(head, "device");
     if device.is_empty() {
-        return Err(format!("the report ({}) is about no device: there is nothing to replay on one alone", text(head, "cause")));
+        return Err(format!(
+            "the report ({}) is about no device: there is nothing to replay on one alone",
+            text(head, "cause")
+        ));
     }
     let chips = of("chip");
     let chip = chips.first().ok_or("the report does not say which chip the device is; was it cut?")?;
     let make = text(chip, "replay");
-    let make = constructor(&make).ok_or_else(|| {
-        format!("the chip `{}` can't be made on a bench by itself", text(chip, "name"))
-    })?;
+    let make = constructor(&make)
+        .ok_or_else(|| format!("the chip `{}` can't be made on a bench by itself", text(chip, "name")))?;
     let mut out = String::new();
-    let _ = writeln!(out, "//! The last accesses of {} before: {}", comment(&device), comment(&text(head, "message")));
-    let _ = writeln!(out, "//! Made by `hyaline explain --replay-test` from a crash report. Put it into crates/devices/tests/.\n");
+    let _ = writeln!(
+        out,
+        "//! The last accesses of {} before: {}",
+        comment(&device),
+        comment(&text(head, "message"))
+    );
+    let _ = writeln!(
+        out,
+        "//! Made by `hyaline explain --replay-test` from a crash report. Put it into crates/devices/tests/.\n"
+    );
     let _ = writeln!(out, "use hyaline_device::Bench;\n");
     let _ = writeln!(out, "#[test]\nfn replay_{}_{}() {{", word(&device), word(&text(head, "cause")));
     let _ = writeln!(out, "    let mut bench = Bench::new({make});");
     let (recent, mut last, mut left_out) = (of("recent"), None, 0);
     let first = recent.len().saturating_sub(ACCESSES);
     if recent.len() >= 256 {
-        let _ = writeln!(out, "    // The report holds the last {} accesses; what the guest did before is not known.", recent.len());
+        let _ = writeln!(
+            out,
+            "    // The report holds the last {} accesses; what the guest did before is not known.",
+            recent.len()
+        );
     }
     for m in recent.iter().skip(first) {
         let Some(call) = call(m) else {
