@@ -83,6 +83,7 @@ fn run(accel: Accel) -> Result<Run, String> {
 fn tell(machine: &Machine, accel: &Accel, entry: &Entry) -> String {
     let (accelerator, thread) = match accel {
         Accel::Interp => (Accelerator::Software, "vcpu0/interp"),
+        Accel::Jit { .. } => (Accelerator::Software, "vcpu0/jit"),
         Accel::Kvm => (Accelerator::Kvm, "vcpu0/kvm"),
     };
     let path = machine.pc.ports.resolve(entry.record.addr, entry.record.size, entry.record.is_write);

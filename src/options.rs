@@ -302,7 +302,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
             "accel" => {
                 let (first, props) = split(&value);
                 if first == "help" || first == "?" {
-                    return Ok(Ask::Print("Accelerators:\nkvm      the host's processor\ninterp   the software CPU, tier 0 (also: tcg)\n".into()));
+                    return Ok(Ask::Print("Accelerators:\nkvm      the host's processor\njit      the software CPU, translating; props: stats, log-code\ninterp   the software CPU, tier 0 (also: tcg)\n".into()));
                 }
                 accels.push(accel(&first)?);
                 for (prop, v) in props {
@@ -313,11 +313,19 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                             "-accel thread=: the software CPU's processors take turns on one thread".into(),
                         ),
                         "tb-size" => {}
+                        "stats" | "log-code" => {
+                            let on = v.is_empty() || on_off(&prop, &v)?;
+                            match accels.last_mut() {
+                                Some(Accel::Jit { stats, .. }) if prop == "stats" => *stats = on,
+                                Some(Accel::Jit { log, .. }) => *log = on,
+                                _ => return Err(format!("-accel {prop}=: only for jit")),
+                            }
+                        }
                         p => {
                             return unknown_prop(
                                 "-accel",
                                 p,
-                                &["deterministic", "kernel-irqchip", "thread", "tb-size"],
+                                &["deterministic", "kernel-irqchip", "thread", "tb-size", "stats", "log-code"],
                             );
                         }
                     }
@@ -585,14 +593,14 @@ fn accel(name: &str) -> Result<Accel, String> {
     match name {
         "kvm" => Ok(Accel::Kvm),
         "interp" | "tcg" => Ok(Accel::Interp),
-        "jit" => Err("-accel jit: the translator is not built yet; use interp".into()),
+        "jit" => Ok(Accel::Jit { stats: false, log: false }),
         "hvf" | "whpx" | "xen" | "qtest" | "nvmm" | "hax" => {
-            Err(format!("-accel {name} is not supported; there are kvm and interp"))
+            Err(format!("-accel {name} is not supported; there are kvm, jit and interp"))
         }
         _ => {
-            let near = nearest(name, ["kvm", "interp", "tcg"])
+            let near = nearest(name, ["kvm", "jit", "interp", "tcg"])
                 .map_or(String::new(), |n| format!("; did you mean `{n}`?"));
-            Err(format!("-accel: unknown accelerator `{name}`{near} (there are kvm and interp)"))
+            Err(format!("-accel: unknown accelerator `{name}`{near} (there are kvm, jit and interp)"))
         }
     }
 }

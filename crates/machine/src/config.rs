@@ -11,6 +11,13 @@ use std::path::PathBuf;
 pub enum Accel {
     /// The software CPU, tier 0.
     Interp,
+    /// The software CPU, translating what runs often. `stats`: print what the translator did at the end; `log`: print guest and host code.
+    Jit {
+        /// Print what the translator did at the end.
+        stats: bool,
+        /// Print guest and host code of every translation.
+        log: bool,
+    },
     /// The host's processor, through /dev/kvm.
     Kvm,
 }
@@ -20,6 +27,7 @@ impl Accel {
     pub fn as_str(&self) -> &'static str {
         match self {
             Accel::Interp => "interp",
+            Accel::Jit { .. } => "jit",
             Accel::Kvm => "kvm",
         }
     }

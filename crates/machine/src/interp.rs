@@ -7,7 +7,7 @@ use crate::pc::Pc;
 use hyaline_space::{AddressSpace, Listener, Section};
 use hyaline_x86::env::Signals;
 use hyaline_x86::state::{Activity, CpuState, EventKind, Injected};
-use hyaline_x86::{Cpu, CpuLog, CpuModel, Exit};
+use hyaline_x86::{Cpu, CpuLog, CpuModel, Exit, JitError, JitOptions, Tier};
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +27,20 @@ pub(crate) struct Interp {
     turn: usize,
     /// Instructions left in that turn.
     left: u64,
+    /// Print what the translators did at the end.
+    stats: bool,
+}
+
+impl Drop for Interp {
+    fn drop(&mut self) {
+        if !self.stats {
+            return;
+        }
+        for (n, cpu) in self.cpus.iter().enumerate() {
+            let Some(stats) = cpu.jit_stats() else { continue };
+            eprintln!("cpu{n}: {} instructions\n{stats}", cpu.state.icount);
+        }
+    }
 }
 
 /// Tells the processors when guest-physical memory changes its shape.
@@ -131,7 +145,14 @@ impl Interp {
         let cpus: Vec<Cpu> = cpus.collect();
         let signals = pc.cpus.iter().map(|c| c.signals.clone()).collect();
         watch_map(&pc.memory, signals);
-        Interp { core: pc.core.clone(), cpus, count: pc.count.clone(), turn: 0, left: 0 }
+        Interp { core: pc.core.clone(), cpus, count: pc.count.clone(), turn: 0, left: 0, stats: false }
+    }
+
+    /// Lets the processors translate what runs often.
+    pub fn translate(&mut self, stats: bool, log_code: bool) -> Result<(), JitError> {
+        self.stats = stats;
+        let options = JitOptions { log_code, ..JitOptions::default() };
+        self.cpus.iter_mut().try_for_each(|cpu| cpu.set_tier(Tier::Jit(options)))
     }
 
     /// Logs what the processors do: interrupts and exceptions, code as it is decoded.

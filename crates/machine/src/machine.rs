@@ -161,7 +161,12 @@ impl Machine {
                 remarks.extend(model.warnings().iter().map(|w| format!("-cpu {spec}: {w}")));
                 let topology = Topology { sockets: 1, cores: u32::from(config.cpus), threads: 1 };
                 let model = Arc::new(model.with_tsc_hz(TSC_HZ).with_topology(topology));
-                Engine::Interp(Box::new(Interp::new(&pc, |_| model.clone())))
+                let mut interp = Interp::new(&pc, |_| model.clone());
+                let software = config.accels.iter().find(|a| !matches!(a, Accel::Kvm));
+                if let Some(Accel::Jit { stats, log }) = software {
+                    interp.translate(*stats, *log).map_err(|e| MachineError::Accel(format!("-accel jit: {e}")))?;
+                }
+                Engine::Interp(Box::new(interp))
             }
         };
         let durations: Arc<AtomicBool> = Arc::default();
@@ -269,7 +274,10 @@ impl Machine {
     /// Who executes the guest.
     pub fn accel(&self) -> Accel {
         match &self.engine {
-            Engine::Interp(_) => Accel::Interp,
+            Engine::Interp(_) => match self.config.accels.iter().find(|a| !matches!(a, Accel::Kvm)) {
+                Some(accel) => accel.clone(),
+                None => Accel::Interp,
+            },
             Engine::Kvm(_) => Accel::Kvm,
         }
     }
@@ -448,7 +456,7 @@ fn open_kvm(config: &Config, remarks: &mut Vec<String>) -> Result<Option<Kvm>, M
     let mut last = None;
     for accel in &config.accels {
         match accel {
-            Accel::Interp => {
+            Accel::Interp | Accel::Jit { .. } => {
                 if let Some(e) = last.take() {
                     remarks.push(format!("{e}; going on with the software CPU"));
                 }

@@ -109,6 +109,27 @@ pub struct JitStats {
     pub interpreted: Vec<u64>,
 }
 
+impl std::fmt::Display for JitStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "  translated   {} units, {} instructions, {} bytes of host code; {} flushes, {} pages voided by writes",
+            self.units, self.guest_instructions, self.host_bytes, self.flushes, self.pages_voided
+        )?;
+        writeln!(
+            f,
+            "  ways         {} entries, {} links, {} links renewed, {} indirect targets looked up, {} slices",
+            self.entries, self.links, self.relinks, self.lookups, self.slices
+        )?;
+        writeln!(f, "  memory       {} TLB refills, {} slow accesses", self.refills, self.slow_accesses)?;
+        writeln!(f, "  interpreted  {} instructions for want of a translation; in translated code:", self.cold_instructions)?;
+        for (name, count) in self.top_interpreted(40) {
+            writeln!(f, "    {count:>12}  {name}")?;
+        }
+        Ok(())
+    }
+}
+
 impl JitStats {
     /// Adds another processor's.
     pub fn add(&mut self, o: &JitStats) {
