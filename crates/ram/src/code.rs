@@ -16,6 +16,14 @@ pub fn epoch() -> u64 {
     EPOCH.load(Ordering::Relaxed)
 }
 
+static HITS: AtomicU64 = AtomicU64::new(0);
+
+/// A number that changes whenever marked code was written to, in any block of the process: some page's version has advanced.
+#[inline(always)]
+pub fn hits() -> u64 {
+    HITS.load(Ordering::Acquire)
+}
+
 /// Pages in one lazily made piece of the map (2 MiB of memory).
 const CHUNK: usize = 512;
 
@@ -108,6 +116,7 @@ impl CodeMap {
             at = next;
         }
         if hit {
+            HITS.fetch_add(1, Ordering::SeqCst);
             EPOCH.fetch_add(1, Ordering::SeqCst);
         }
         hit

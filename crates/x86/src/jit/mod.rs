@@ -326,6 +326,8 @@ pub(crate) struct Jit {
     fault: Option<Fault>,
     /// Instruction count at which the present slice ends.
     slice_end: u64,
+    /// The count of writes to code that was dealt with.
+    hits: u64,
     /// GS base that the code in execution runs with.
     base: u64,
     /// Decoded instructions of sites, direct mapped.
@@ -386,6 +388,7 @@ impl Jit {
             mode: ModeKey::default(),
             fault: None,
             slice_end: 0,
+            hits: hyaline_ram::code::hits(),
             base: 0,
             decoded: vec![None; 1024],
             start,
@@ -614,6 +617,11 @@ impl Jit {
             }
             if cpu.epoch != hyaline_ram::code::epoch() {
                 cpu.catch_up();
+            }
+            // The interpreter catches up too, so this has a count of its own.
+            let hits = hyaline_ram::code::hits();
+            if hits != self.hits {
+                self.hits = hits;
                 self.check_pages(cpu);
             }
             let pending = cpu.signals.pending();
