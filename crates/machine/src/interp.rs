@@ -151,7 +151,7 @@ impl Interp {
     /// Lets the processors translate what runs often.
     pub fn translate(&mut self, stats: bool, log_code: bool) -> Result<(), JitError> {
         self.stats = stats;
-        let options = JitOptions { log_code, ..JitOptions::default() };
+        let options = JitOptions { log_code, drop_locks: self.cpus.len() == 1, ..JitOptions::default() };
         self.cpus.iter_mut().try_for_each(|cpu| cpu.set_tier(Tier::Jit(options)))
     }
 

@@ -5,8 +5,8 @@
 //! made from the page void; one process-wide [`epoch`] tells processors that there is something to check again.
 
 use crate::PAGE_SIZE;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, OnceLock};
 
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
@@ -17,11 +17,30 @@ pub fn epoch() -> u64 {
 }
 
 static HITS: AtomicU64 = AtomicU64::new(0);
+/// The last pages whose marked code was written to: map and page number. Hit number `n` is at `n % RECENT`.
+static LAST: Mutex<[(usize, u64); RECENT]> = Mutex::new([(0, 0); RECENT]);
+const RECENT: usize = 64;
 
-/// A number that changes whenever marked code was written to, in any block of the process: some page's version has advanced.
+/// A number that advances by one for each page whose marked code was written to, in any block of the process.
 #[inline(always)]
 pub fn hits() -> u64 {
     HITS.load(Ordering::Acquire)
+}
+
+/// Calls `f` with [`CodeMap::identity`] and page number of each page that was hit since the count was `since`, and gives the count now. None:
+/// there were too many to remember, every page may be one of them.
+pub fn hits_since(since: u64, mut f: impl FnMut(usize, u64)) -> (u64, Option<()>) {
+    let last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let now = HITS.load(Ordering::Acquire);
+    if now.wrapping_sub(since) > RECENT as u64 {
+        return (now, None);
+    }
+    for n in since..now {
+        if let Some((map, page)) = last.get(n as usize % RECENT) {
+            f(*map, *page);
+        }
+    }
+    (now, Some(()))
 }
 
 /// Pages in one lazily made piece of the map (2 MiB of memory).
@@ -49,6 +68,11 @@ impl CodeMap {
     pub(crate) fn new(bytes: u64) -> CodeMap {
         let chunks = bytes.div_ceil(PAGE_SIZE * CHUNK as u64);
         CodeMap { any: AtomicBool::new(false), chunks: (0..chunks).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// A number that tells this map from others that live at the same time.
+    pub fn identity(&self) -> usize {
+        self.chunks.as_ptr() as usize
     }
 
     #[inline]
@@ -112,11 +136,16 @@ impl CodeMap {
                 chunk.lines[i].store(0, Ordering::SeqCst);
                 chunk.version[i].fetch_add(1, Ordering::SeqCst);
                 hit = true;
+                let mut last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let n = HITS.load(Ordering::Relaxed);
+                if let Some(entry) = last.get_mut(n as usize % RECENT) {
+                    *entry = (self.identity(), at / PAGE_SIZE);
+                }
+                HITS.store(n + 1, Ordering::SeqCst);
             }
             at = next;
         }
         if hit {
-            HITS.fetch_add(1, Ordering::SeqCst);
             EPOCH.fetch_add(1, Ordering::SeqCst);
         }
         hit

@@ -321,6 +321,10 @@ impl Cpu {
         // Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
         self.mmu.renew();
         self.stop_at = 0;
+        if hyaline_ram::code::epoch() == self.epoch + 1 {
+            // That was this write's own doing, and is done.
+            self.epoch += 1;
+        }
     }
 
     /// The memory operand's segment and offset.

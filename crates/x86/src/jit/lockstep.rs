@@ -270,6 +270,7 @@ impl Lockstep {
         jit.0.set_tier(Tier::Jit(JitOptions {
             cache_bytes: 4 << 20,
             threshold: 0,
+            drop_locks: false,
             log_code: std::env::var_os("LOCKSTEP_LOG").is_some(),
         }))?;
         Ok(Lockstep { interp, jit, seed: 0, bits, cases: 0, past: Vec::new() })
@@ -446,7 +447,11 @@ impl Lockstep {
 
     fn compare(&self, a: Exit, b: Exit) -> Option<String> {
         if a != b {
-            return Some(format!("exits: {a:?} interpreted, {b:?} translated"));
+            let (x, y) = (&self.interp.0.state, &self.jit.0.state);
+            return Some(format!(
+                "exits: {a:?} interpreted, {b:?} translated; rip {:#x} {:#x}, icount {} {}",
+                x.rip, y.rip, x.icount, y.icount
+            ));
         }
         let (x, y) = (&self.interp.0.state, &self.jit.0.state);
         if x != y {

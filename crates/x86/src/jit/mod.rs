@@ -52,13 +52,15 @@ pub struct JitOptions {
     pub cache_bytes: usize,
     /// How often code is interpreted before it is translated, 0-254.
     pub threshold: u8,
+    /// Leave LOCK out of instructions: only where the processor is the machine's only one and no device writes behind its back.
+    pub drop_locks: bool,
     /// Write guest and host code of every unit to standard error.
     pub log_code: bool,
 }
 
 impl Default for JitOptions {
     fn default() -> Self {
-        JitOptions { cache_bytes: 64 << 20, threshold: 6, log_code: false }
+        JitOptions { cache_bytes: 64 << 20, threshold: 6, drop_locks: false, log_code: false }
     }
 }
 
@@ -122,7 +124,11 @@ impl std::fmt::Display for JitStats {
             self.entries, self.links, self.relinks, self.lookups, self.slices
         )?;
         writeln!(f, "  memory       {} TLB refills, {} slow accesses", self.refills, self.slow_accesses)?;
-        writeln!(f, "  interpreted  {} instructions for want of a translation; in translated code:", self.cold_instructions)?;
+        writeln!(
+            f,
+            "  interpreted  {} instructions for want of a translation; in translated code:",
+            self.cold_instructions
+        )?;
         for (name, count) in self.top_interpreted(40) {
             writeln!(f, "    {count:>12}  {name}")?;
         }
@@ -250,6 +256,8 @@ struct Unit {
     saved: u32,
     /// As `saved`, from any page.
     guarded: u32,
+    /// The page that the one instruction goes on in, and its identity.
+    second: Option<(u64, u32)>,
 }
 
 /// A way from a unit to a guest address.
@@ -317,6 +325,8 @@ pub(crate) struct Jit {
     /// By identity; 0 is none.
     pages: Vec<CodePage>,
     page_ids: HashMap<(u64, u64, u32), u32>,
+    /// Pages by the memory that they were made from: code map and page number.
+    by_memory: HashMap<(usize, u64), Vec<u32>>,
     /// By page identity and offset.
     map: FastMap<u64, u32>,
     heat: Box<[u8; HEAT]>,
@@ -365,6 +375,7 @@ impl Jit {
         let host = Host {
             bmi2: has!("bmi2"),
             tzcnt: has!("bmi1") && cpu.model.has(CpuidFeature::BMI1),
+            locks: !options.drop_locks,
             lzcnt: has!("lzcnt") && cpu.model.has(CpuidFeature::LZCNT),
         };
         let stubs = stubs::emit(&mut arena, width, helpers::TABLE).ok_or(rustix::io::Errno::NOMEM)?;
@@ -382,6 +393,7 @@ impl Jit {
             sites: Vec::new(),
             pages: Vec::new(),
             page_ids: HashMap::new(),
+            by_memory: HashMap::new(),
             map: FastMap::default(),
             heat: heat.try_into().unwrap_or_else(|_| Box::new([0; HEAT])),
             stats: JitStats { interpreted: vec![0; Code::values().len()], ..JitStats::default() },
@@ -427,6 +439,7 @@ impl Jit {
         self.pages.clear();
         self.page_ids.clear();
         self.map.clear();
+        self.by_memory.clear();
         self.decoded.fill(None);
         self.arena.used = self.start;
         self.pending = Pending::None;
@@ -439,23 +452,38 @@ impl Jit {
 
     /// Voids the translations of pages that were written to.
     fn check_pages(&mut self, cpu: &mut Cpu) {
-        for id in 1..=self.pages.len() as u32 {
-            let Some(page) = self.pages.get_mut(id as usize - 1) else { break };
+        let mut ids = Vec::new();
+        let (now, known) = hyaline_ram::code::hits_since(self.hits, |map, page| {
+            ids.extend(self.by_memory.remove(&(map, page)).unwrap_or_default());
+        });
+        self.hits = now;
+        if known.is_none() {
+            self.by_memory.clear();
+            ids = (1..=self.pages.len() as u32).collect();
+        }
+        for id in ids {
+            let Some(page) = self.pages.get_mut(id as usize - 1) else { continue };
             let Some(source) = &page.source else { continue };
+            let memory = (source.ram.code().identity(), source.offset / PAGE);
             if source.ram.code().version(source.offset) == source.version {
+                self.by_memory.entry(memory).or_default().push(id);
                 continue;
             }
             page.source = None;
-            let key = (page.physical, page.linear, page.mode.0);
+            let linear = page.linear;
+            let key = (page.physical, linear, page.mode.0);
             let units = std::mem::take(&mut page.units);
             self.page_ids.remove(&key);
             for u in units {
                 if let Some(unit) = self.units.get(u as usize) {
-                    self.map.remove(&map_key(id, unit.rip));
+                    let key = map_key(unit.page, unit.rip);
+                    if self.map.get(&key) == Some(&u) {
+                        self.map.remove(&key);
+                    }
                 }
             }
             self.stats.pages_voided += 1;
-            cpu.mmu.each(|w, _| w.code.forget(id));
+            cpu.mmu.each(|w, _| w.code.forget(linear, id));
         }
     }
 
@@ -482,6 +510,8 @@ impl Jit {
                 let Some(source) = cpu.code_source(physical | linear & (PAGE - 1), 1) else {
                     return Ok(None);
                 };
+                let memory = (source.ram.code().identity(), source.offset / PAGE);
+                self.by_memory.entry(memory).or_default().push(self.pages.len() as u32 + 1);
                 self.pages.push(CodePage {
                     linear: base,
                     physical,
@@ -531,8 +561,24 @@ impl Jit {
                 break;
             }
         }
+        let mut second = None;
         if guest.is_empty() {
-            return None;
+            // The instruction goes on in the next page: a unit of its own, which looks at both pages.
+            let next = linear.wrapping_add(in_page);
+            let next = if bits == 64 { next } else { next & 0xffff_ffff };
+            let id = self.second_page(cpu, next)?;
+            let second_page = self.pages.get(id as usize - 1)?;
+            let (beyond, version) = (second_page.physical, second_page.source.as_ref()?.version);
+            if cpu.code_source(beyond, 15 - in_page)?.version != version {
+                return None;
+            }
+            let mut buf = [0; 15];
+            let (head, tail) = buf.split_at_mut_checked(in_page as usize)?;
+            cpu.fetch(physical, head);
+            cpu.fetch(beyond, tail);
+            let insn = decode::decode(&buf, mode, &cpu.model)?;
+            guest.push(Guest::new(linear, insn, bits));
+            second = Some((next, id));
         }
         let number = self.units.len() as u32;
         let offset = self.arena.used.next_multiple_of(16);
@@ -544,6 +590,7 @@ impl Jit {
             link: self.links.len() as u32,
             exec: self.arena.exec(offset),
             offset: offset as u32,
+            second,
             ctx: self.arena.context() as u64,
         };
         let out = translate::translate(&guest, numbers, self.mode, self.host, &self.stubs, &mut self.info);
@@ -558,10 +605,20 @@ impl Jit {
         self.sites.extend(out.sites);
         self.links.extend(out.links);
         self.map.insert(map_key(id, linear), number);
-        if let Some(page) = self.pages.get_mut(id as usize - 1) {
-            page.units.push(number);
+        for id in [Some(id), second.map(|(_, id)| id)].into_iter().flatten() {
+            if let Some(page) = self.pages.get_mut(id as usize - 1) {
+                page.units.push(number);
+            }
         }
         Some(number)
+    }
+
+    /// The identity of the page that an instruction goes on in, entered in the window. None: it can't be had, the interpreter knows why.
+    fn second_page(&mut self, cpu: &mut Cpu, linear: u64) -> Option<u32> {
+        let cr2 = cpu.state.cr2;
+        let id = self.page_at(cpu, linear).ok().flatten();
+        cpu.state.cr2 = cr2;
+        id
     }
 
     /// Makes a link lead to a unit.
@@ -621,7 +678,6 @@ impl Jit {
             // The interpreter catches up too, so this has a count of its own.
             let hits = hyaline_ram::code::hits();
             if hits != self.hits {
-                self.hits = hits;
                 self.check_pages(cpu);
             }
             let pending = cpu.signals.pending();
@@ -734,7 +790,14 @@ impl Jit {
         let linear = cpu.state.rip;
         let Some(id) = self.page_at(cpu, linear)? else { return Ok(None) };
         if let Some(unit) = self.find(id, linear) {
-            return Ok(Some(unit));
+            match self.units.get(unit as usize).and_then(|u| u.second) {
+                None => return Ok(Some(unit)),
+                Some((next, second)) => match self.second_page(cpu, next) {
+                    Some(now) if now == second => return Ok(Some(unit)),
+                    Some(_) => {}
+                    None => return Ok(None),
+                },
+            }
         }
         let slot = (linear ^ linear >> 16) as usize & (HEAT - 1);
         let heat = &mut self.heat[slot];

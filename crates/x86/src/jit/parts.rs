@@ -17,7 +17,7 @@ pub(super) enum Form {
 /// The parts of an instruction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts {
-    lock: bool,
+    pub lock: bool,
     p66: bool,
     repeat: u8,
     pub form: Form,

@@ -65,6 +65,8 @@ impl Guest {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Host {
     pub bmi2: bool,
+    /// LOCK is kept.
+    pub locks: bool,
     /// Host and model have TZCNT.
     pub tzcnt: bool,
     /// Host and model have LZCNT.
@@ -136,6 +138,8 @@ pub(super) struct Numbers {
     pub page: u32,
     pub site: u32,
     pub link: u32,
+    /// The page that the only instruction goes on in, and its identity.
+    pub second: Option<(u64, u32)>,
     /// Address at which the unit's code will run.
     pub exec: u64,
     /// Offset of that in the arena.
@@ -201,6 +205,10 @@ pub(super) fn translate(
     t.a.alu_imm(true, 5, r::LEFT, i32::from(t.count));
     let from = t.a.jcc(8);
     t.cold(from, ColdKind::Count { unit: n.unit, count: t.count });
+    if let Some((next, id)) = n.second {
+        let from = guard(&mut t.a, next, id);
+        t.cold(from, ColdKind::Count { unit: n.unit, count: t.count });
+    }
     if guest.iter().any(|g| t.class(g).is_some()) {
         stubs::test_vectors(&mut t.a);
         let from = t.a.jcc(4);
@@ -243,6 +251,7 @@ pub(super) fn translate(
         live: n.offset,
         saved: n.offset + entry_saved as u32,
         guarded: n.offset + entry_guarded as u32,
+        second: n.second,
     };
     let Translator { a, sites, links, .. } = t;
     Output { unit, code: a.buf, sites, links }
@@ -463,7 +472,7 @@ impl Translator<'_> {
     }
 
     /// T1 = linear address of the memory operand. Changes T0; flags must not be in the host's when a segment has a base.
-    fn linear(&mut self, g: &Guest) -> bool {
+    fn linear(&mut self, g: &Guest, size: usize) -> bool {
         let i = &g.insn;
         if !self.flat(i.seg) {
             return false;
@@ -484,6 +493,13 @@ impl Translator<'_> {
         }
         let based = matches!(i.seg, Seg::Fs | Seg::Gs);
         if based {
+            if self.mode.bits() == 32 {
+                // Beyond the segment's limit, which is the last of 4 GiB.
+                self.a.alu_imm(false, 7, r::T1, -(size as i32));
+                let from = self.a.jcc(7);
+                let site = self.site(g, false, 0);
+                self.cold(from, ColdKind::Interpret { site });
+            }
             let at = M::Ctx(offset_of!(Context, base) + 8 * i.seg as usize);
             self.a.rm(self.mode.bits() == 64, &[0x03], r::T1, at);
         }
@@ -554,7 +570,7 @@ impl Translator<'_> {
         }
         self.clobber();
         let retry = self.a.pos();
-        if !self.linear(g) {
+        if !self.linear(g, size) {
             return false;
         }
         self.check(g, retry, size, align, write);
@@ -570,7 +586,8 @@ impl Translator<'_> {
             return false;
         }
         let bits = self.mode.bits();
-        let Some(p) = parts::split(g.insn.bytes(), bits, i, g.immediate.into()) else { return false };
+        let Some(mut p) = parts::split(g.insn.bytes(), bits, i, g.immediate.into()) else { return false };
+        p.lock &= self.host.locks;
         // Operands.
         let code = i.code().op_code();
         let mut memory = None;

@@ -140,10 +140,11 @@ impl CodeTable {
             self.used = false;
         }
     }
-    /// Forgets one identity wherever it is.
-    pub(crate) fn forget(&mut self, id: u32) {
-        if self.used {
-            self.pages().iter_mut().filter(|p| **p == id).for_each(|p| *p = 0);
+    /// Forgets the identity of a linear page, if it is this one.
+    pub(crate) fn forget(&mut self, linear: u64, id: u32) {
+        let slot = Self::slot(linear);
+        if self.used && self.pages()[slot] == id {
+            self.pages()[slot] = 0;
         }
     }
     /// Enters a branch target.
