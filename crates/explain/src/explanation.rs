@@ -509,13 +509,26 @@ fn empty(report: &Report) -> Explanation {
 
 fn report_lines(h: &crate::report::CrashReport) -> Vec<String> {
     let mut out = Vec::new();
-    let program = if h.program.is_empty() { String::new() } else { format!(" of Hyaline {}", h.program) };
+    let program = if h.program.is_empty() {
+        String::new()
+    } else {
+        format!(" of Hyaline {}", h.program.trim_start_matches("hyaline "))
+    };
     out.push(format!(
         "Crash report{program}, format {}: {}.",
         h.version,
         if h.cause.is_empty() { "cause not stated" } else { &h.cause }
     ));
-    if !h.device.is_empty() || !h.message.is_empty() {
+    if h.device.is_empty() && !h.message.is_empty() {
+        out.push(format!("What happened: {}.", h.message));
+        if h.cause == "triple-fault" {
+            out.push(
+                "A triple fault is an exception whose handler could not be reached, nor that of the double fault that followed: most often a \
+                 bad IDT, a stack or handler that is not mapped, or a jump into nothing."
+                    .into(),
+            );
+        }
+    } else if !h.device.is_empty() || !h.message.is_empty() {
         let at = if h.location.is_empty() { String::new() } else { format!(" at {}", h.location) };
         out.push(format!(
             "Device '{}' stopped: {}{at}.",
@@ -565,6 +578,21 @@ fn report_lines(h: &crate::report::CrashReport) -> Vec<String> {
         for a in h.recent.iter().skip(n.saturating_sub(16)) {
             out.push(format!("  {} {}", a.time, line(a)).replace("  ", " ").replacen(' ', "  ", 1));
         }
+    }
+    out.extend(h.vcpus.iter().cloned());
+    if n == 0 && !h.last.is_empty() {
+        out.push(format!("The last {} accesses to devices, oldest first:", h.last.len()));
+        out.extend(h.last.iter().map(|a| format!("  {} {}", a.time, line(a))));
+    }
+    if !h.console.is_empty() {
+        out.push("The guest's console ended with:".into());
+        out.extend(h.console.iter().map(|l| format!("  | {l}")));
+    }
+    if h.cause == "triple-fault" {
+        out.push(
+            "Next: run it again with -d int to see each exception as it is delivered, or with -s -S and gdb."
+                .into(),
+        );
     }
     if !h.guest.is_empty() {
         out.push(format!(

@@ -11,6 +11,9 @@ use crate::model::{Format, Frame, Report, Stack, StackKind};
 /// Records kept of one report.
 const MAX_RECORDS: usize = 20_000;
 
+/// Accesses of all devices that are kept of a report.
+const MAX_LAST: usize = 16;
+
 /// What a report says.
 #[derive(Debug, Clone, Default)]
 pub struct CrashReport {
@@ -34,6 +37,12 @@ pub struct CrashReport {
     pub others: Vec<(String, usize)>,
     /// Guest functions, innermost first.
     pub guest: Vec<String>,
+    /// The processors, one line each: number, mode, instruction pointer.
+    pub vcpus: Vec<String>,
+    /// The last lines of the guest's console.
+    pub console: Vec<String>,
+    /// The last accesses of all devices, oldest first; at most [`MAX_LAST`] are kept.
+    pub last: std::collections::VecDeque<ReportAccess>,
     /// What was done about it.
     pub policy: String,
     /// Lines that are not JSON (the cut end of a report, for instance).
@@ -102,7 +111,7 @@ fn access(m: &Map<String, Value>) -> ReportAccess {
         dir: text(m, &["dir", "direction"]),
         addr: num(m, &["addr", "address", "port", "gpa"]),
         size: num(m, &["size", "len", "length"]),
-        device: text(m, &["device", "dev"]),
+        device: text(m, &["device", "dev", "owner"]),
         base: num(m, &["region_base", "base"]),
         offset: num(m, &["offset", "off"]),
         register: text(m, &["register", "reg"]),
@@ -224,7 +233,34 @@ impl Builder {
             r.access = Some(access(m));
         } else if is_recent && (m.contains_key("addr") || m.contains_key("offset")) {
             r.recent.push(access(m));
-        } else if !kind.is_empty() {
+        } else if kind == "recorder" {
+            r.last.push_back(access(m));
+            if r.last.len() > MAX_LAST {
+                r.last.pop_front();
+            }
+        } else if kind == "vcpu" {
+            let registers = m.get("registers").and_then(Value::as_object);
+            let get = |name| registers.map_or(String::new(), |x| text(x, &[name]));
+            if r.vcpus.len() < 256 {
+                r.vcpus.push(format!(
+                    "Processor {} was at rip {} in {}, CR3 {}, IDT at {}, {} instructions executed.",
+                    r.vcpus.len(),
+                    get("rip"),
+                    text(m, &["mode"]),
+                    get("cr3"),
+                    get("idt"),
+                    num(m, &["instructions"]).unwrap_or(0)
+                ));
+            }
+        } else if kind == "console" {
+            let tail = text(m, &["text"]);
+            let lines: Vec<&str> = tail.lines().collect();
+            r.console = lines
+                .iter()
+                .skip(lines.len().saturating_sub(5))
+                .map(|l| l.chars().take(200).collect())
+                .collect();
+        } else if !kind.is_empty() && kind != "end" {
             if let Some(o) = r.others.iter_mut().find(|o| o.0 == kind) {
                 o.1 += 1;
             } else if r.others.len() < 100 {
