@@ -11,6 +11,8 @@ const GUESTS: &[(&str, bool)] = &[
     ("longmode", true),
     ("triplefault", false),
     ("nowhere", false),
+    ("modules", false),
+    ("count", false),
 ];
 
 fn main() {

@@ -22,4 +22,8 @@ guests! {
     TRIPLE_FAULT "triplefault",
     /// Jumps to an address where nothing is.
     NOWHERE "nowhere",
+    /// Prints the command line and the modules that a multiboot loader gave it, powers off.
+    MODULES "modules",
+    /// Counts the characters typed, in three places; `q` powers off.
+    COUNT "count",
 }

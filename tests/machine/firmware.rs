@@ -1,0 +1,58 @@
+//! Firmware, and what starts without an operating system.
+
+use crate::driver::{Run, Temp, file_of, kvm};
+
+fn seabios(test: &str, accel: &str) {
+    let Some(bios) = file_of(test, "seabios", "usr/share/seabios/bios-256k.bin") else { return };
+    let dir = Temp::new();
+    let log = dir.path("debugcon.log");
+    let console = format!("file:{}", log.display());
+    let mut args = vec!["-bios", bios.to_str().unwrap(), "-nographic", "-m", "64", "-accel", accel];
+    args.extend(["-debugcon", &console, "-global", "isa-debugcon.iobase=0x402"]);
+    let mut guest = Run::start(args);
+    // On the serial console, which Debian's SeaBIOS has when fw_cfg says that there is no display.
+    guest.wait_for("SeaBIOS (version ");
+    guest.wait_for("No bootable device.");
+    let log = std::fs::read_to_string(log).unwrap();
+    for part in ["SeaBIOS (version ", "Found 1 cpu(s)", "PCI: ", "Using pmtimer", "No bootable device."] {
+        assert!(log.contains(part), "`{part}` is not in SeaBIOS's log:\n{log}");
+    }
+    // Ctrl-A x.
+    guest.send("\x01x");
+    assert_eq!(guest.end().code(), 0);
+}
+
+#[test]
+fn seabios_to_no_bootable_device() {
+    seabios("seabios_to_no_bootable_device", "interp");
+}
+
+#[test]
+fn seabios_to_no_bootable_device_on_kvm() {
+    if kvm("seabios_to_no_bootable_device_on_kvm") {
+        seabios("seabios_to_no_bootable_device_on_kvm", "kvm");
+    }
+}
+
+#[test]
+fn memtest_tests_memory() {
+    let Some(image) = file_of("memtest_tests_memory", "memtest86+", "boot/memtest86+x64.bin") else { return };
+    let mut guest = Run::start([
+        "-kernel",
+        image.to_str().unwrap(),
+        "-append",
+        "console=ttyS0,115200",
+        "-m",
+        "16",
+        "-nographic",
+    ]);
+    guest.wait_for("Memtest86+");
+    guest.wait_for("Memory  :   16MB");
+    // Past its first screen: tests run, on all of the memory, and find nothing.
+    guest.wait_for("Status: Testing");
+    guest.wait_for("#0  [Address test, walking ones, no cache]");
+    guest.wait_for("#3  [Moving inversions, 1s & 0s]");
+    guest.wait_for("Errors: 0 ");
+    guest.send("\x01x");
+    assert_eq!(guest.end().code(), 0);
+}

@@ -1,0 +1,159 @@
+//! The assembly guests, on each accelerator that can run them.
+
+use crate::driver::{Run, Temp, kvm, limited, run};
+
+const INTERP: &[&str] = &["-accel", "interp"];
+const DETERMINISTIC: &[&str] = &["-accel", "interp,deterministic=on"];
+const KVM: &[&str] = &["-accel", "kvm"];
+
+/// Runs a guest to its power-off and gives what it printed.
+fn output(guest: &[u8], accel: &[&str], options: &[&str]) -> String {
+    let dir = Temp::new();
+    let file = dir.file("guest.elf", guest);
+    let mut args = vec!["-kernel", file.to_str().unwrap(), "-nographic", "-no-reboot", "-m", "16"];
+    args.extend(accel);
+    args.extend(options);
+    run(args).success()
+}
+
+const DEMO: &str = "\
+Hello from the guest. Looking at PCI bus 0:
+  device 00 is 8086:1237
+  device 01 is 8086:7000
+  device 04 is 1022:2000
+Writing 2 bytes to port 0xc012.
+The card says that it is 0x1003. Powering off.
+";
+
+#[test]
+fn demo_finds_the_card_and_reads_its_identity() {
+    for accel in [INTERP, DETERMINISTIC] {
+        assert_eq!(output(hyaline_guests::DEMO, accel, &["-device", "pcnet,addr=4"]), DEMO);
+    }
+    if kvm("demo_finds_the_card_and_reads_its_identity") {
+        for irqchip in ["split", "on", "off"] {
+            let machine = format!("pc,kernel-irqchip={irqchip}");
+            let options = ["-device", "pcnet,addr=4", "-M", &machine];
+            assert_eq!(output(hyaline_guests::DEMO, KVM, &options), DEMO, "kernel-irqchip={irqchip}");
+        }
+    }
+}
+
+#[test]
+fn demo_without_a_card_says_so() {
+    let text = output(hyaline_guests::DEMO, INTERP, &[]);
+    assert!(text.ends_with("No network card. Powering off.\n"), "{text}");
+}
+
+#[test]
+fn all_processors_start() {
+    for n in 1..=8u8 {
+        let (smp, want) = (n.to_string(), format!("processors {n:02}\n"));
+        let options = ["-smp", &smp, "-append", &smp];
+        for accel in [INTERP, DETERMINISTIC] {
+            assert_eq!(output(hyaline_guests::SMP, accel, &options), want);
+        }
+    }
+    if kvm("all_processors_start") {
+        for n in [1, 2, 4] {
+            let (smp, want) = (n.to_string(), format!("processors {n:02}\n"));
+            assert_eq!(output(hyaline_guests::SMP, KVM, &["-smp", &smp, "-append", &smp]), want);
+        }
+    }
+}
+
+/// Runs a guest on KVM with an instruction that some kernels' emulators lack, on hosts where KVM is software itself.
+fn where_kvm_can(test: &str, guest: &[u8], want: &str) {
+    if !kvm(test) {
+        return;
+    }
+    let dir = Temp::new();
+    let file = dir.file("guest.elf", guest);
+    let end = run(["-kernel", file.to_str().unwrap(), "-nographic", "-no-reboot", "-m", "16", "-accel", "kvm"]);
+    if end.err.contains("KVM internal error 1: emulation failure") {
+        assert_eq!(end.code(), 1);
+        assert!(end.err.contains("which begins with `"), "the instruction is named: {}", end.err);
+        assert!(end.err.contains("Try without KVM: -accel interp"), "{}", end.err);
+        let line = end.err.lines().find(|l| l.contains("which begins with")).unwrap_or("").trim();
+        limited(test, &format_args!("this host's KVM can't emulate an instruction ({line})"));
+        return;
+    }
+    assert_eq!(end.success(), want);
+}
+
+#[test]
+fn timer_interrupts_come_through_both_controllers() {
+    for accel in [INTERP, DETERMINISTIC] {
+        assert_eq!(output(hyaline_guests::INTERRUPTS, accel, &[]), "pic 14 apic 14\n");
+    }
+    where_kvm_can("timer_interrupts_come_through_both_controllers", hyaline_guests::INTERRUPTS, "pic 14 apic 14\n");
+}
+
+#[test]
+fn long_mode_with_vectors_and_a_page_fault() {
+    let want = "long mode, sum 0x0000002a, fault at 0xdead0000\n";
+    for accel in [INTERP, DETERMINISTIC] {
+        assert_eq!(output(hyaline_guests::LONGMODE, accel, &[]), want);
+    }
+    where_kvm_can("long_mode_with_vectors_and_a_page_fault", hyaline_guests::LONGMODE, want);
+}
+
+#[test]
+fn multiboot_modules_and_command_line() {
+    let dir = Temp::new();
+    let kernel = dir.file("kernel.elf", hyaline_guests::MODULES);
+    let first = dir.file("first.txt", b"the first module\nand more");
+    let second = dir.file("second", &[b'x'; 5000]);
+    let (kernel, first, second) = (kernel.to_str().unwrap(), first.to_str().unwrap(), second.to_str().unwrap());
+    let list = format!("{first} with arguments,{second}");
+    let want = format!(
+        "command line: {kernel} hello there\nmodule {first} with arguments: the first module\nmodule {second}: {}\n",
+        "x".repeat(5000)
+    );
+    let mut accels = vec!["interp"];
+    if kvm("multiboot_modules_and_command_line") {
+        accels.push("kvm");
+    }
+    for accel in accels {
+        let args =
+            ["-kernel", kernel, "-initrd", &list, "-append", "hello there", "-nographic", "-accel", accel];
+        assert_eq!(run(args).success(), want, "{accel}");
+    }
+}
+
+#[test]
+fn deterministic_runs_are_the_same_to_the_last_access() {
+    let dir = Temp::new();
+    let file = dir.file("guest.elf", hyaline_guests::INTERRUPTS);
+    let log = |n: usize| {
+        let log = dir.path(&format!("log{n}"));
+        let mut args = vec!["-kernel", file.to_str().unwrap(), "-nographic", "-accel", "interp,deterministic=on"];
+        args.extend(["-d", "int,access,in_asm", "-D", log.to_str().unwrap()]);
+        assert_eq!(run(args).success(), "pic 14 apic 14\n");
+        std::fs::read_to_string(log).unwrap()
+    };
+    let (first, second) = (log(0), log(1));
+    assert!(first == second, "two deterministic runs differ");
+}
+
+#[test]
+fn what_is_typed_arrives() {
+    let dir = Temp::new();
+    let file = dir.file("guest.elf", hyaline_guests::COUNT);
+    let mut accels = vec!["interp", "interp,deterministic=on"];
+    if kvm("what_is_typed_arrives") {
+        accels.push("kvm");
+    }
+    for accel in accels {
+        let mut guest = Run::start(["-kernel", file.to_str().unwrap(), "-nographic", "-accel", accel]);
+        guest.wait_for("ready\n");
+        // More at once than the 16 bytes of the FIFO.
+        let text = "abcdefghijklmnoprstuvwxyzABCDEFGHIJKLMNOP";
+        guest.send(text);
+        for (i, c) in text.chars().enumerate() {
+            guest.wait_for(&format!("{:02x} {c}\n", i + 1));
+        }
+        guest.send("q");
+        guest.end().success();
+    }
+}
