@@ -32,6 +32,8 @@ impl Channel for Host {
 struct ToDevice {
     core: Arc<Core>,
     slot: Arc<hyaline_device::Slot>,
+    /// Standard input and output: the program ends when they go away.
+    stdio: bool,
 }
 
 impl Input for ToDevice {
@@ -44,12 +46,19 @@ impl Input for ToDevice {
             Command::Break => {
                 self.slot.receive(1, &[1]);
             }
-            Command::Monitor => eprintln!("hyaline: there is no monitor yet; Ctrl-A h lists what there is\r"),
+            Command::Monitor => {
+                complain(&"there is no monitor yet; Ctrl-A h lists what there is\r");
+            }
             Command::Help => {}
         }
     }
-    fn gone(&self, _why: &str) {
-        self.core.event(Event::Exit(BROKEN_PIPE));
+    fn gone(&self, why: &str) {
+        if self.stdio {
+            self.core.event(Event::Exit(BROKEN_PIPE));
+        } else {
+            // A full disk must not stop the guest.
+            complain(&format!("{why}; nothing more is written there"));
+        }
     }
 }
 
@@ -81,11 +90,12 @@ impl LogTo {
             Some(f) => {
                 if let Err(e) = writeln!(f, "{line}") {
                     // A full disk must not stop the guest; say it once.
-                    eprintln!("hyaline: the log can't be written any more: {e}");
+                    complain(&format!("the log can't be written any more: {e}"));
                     *file = None;
                 }
             }
-            None => eprintln!("{line}\r"),
+            // Standard error may be closed: then the log is lost, not the guest.
+            None => drop(writeln!(std::io::stderr().lock(), "{line}\r")),
         }
     }
 }
@@ -119,6 +129,11 @@ fn go(ask: Run) -> i32 {
         Some((_, Ok(f))) => Some(f),
         None => None,
     };
+    if let Some(path) = &ask.config.save_at_exit
+        && let Err(e) = hyaline_machine::state_file::check_place(path)
+    {
+        return complain(&e);
+    }
     let log = Arc::new(LogTo { items: ask.config.log, file: Mutex::new(file) });
     for remark in &ask.remarks {
         complain(remark);
@@ -239,9 +254,8 @@ fn until_the_end(machine: &mut Machine, log: &LogTo) -> i32 {
             }
             Event::Stop => continue,
             Event::TripleFault(cpu) => {
-                terminal::restore();
-                let report = machine.triple_fault_report(cpu);
-                eprintln!("{report}");
+                // The terminal stays as it is: after a reset the guest goes on.
+                let _ = writeln!(std::io::stderr().lock(), "{}", machine.triple_fault_report(cpu));
                 say(&machine.report(&Cause::TripleFault(cpu)));
                 if machine.config.no_reboot {
                     return 0;
@@ -264,7 +278,8 @@ fn connect(machine: &Machine) -> Result<(), i32> {
     let open = |spec: &Spec, slot: &Arc<hyaline_device::Slot>| -> Result<(), i32> {
         let host = Arc::new(Host(Chardev::open(spec).map_err(|e| complain(&e))?));
         machine.core.connect(slot, 0, host.clone());
-        let input = Arc::new(ToDevice { core: machine.core.clone(), slot: slot.clone() });
+        let stdio = matches!(spec, Spec::Stdio { .. });
+        let input = Arc::new(ToDevice { core: machine.core.clone(), slot: slot.clone(), stdio });
         let mux = matches!(spec, Spec::Stdio { mux: true });
         host.0.start(mux, input).map_err(|e| complain(&format!("no thread for input could be started: {e}")))
     };

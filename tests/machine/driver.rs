@@ -12,8 +12,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Guards against a hang only: no test waits this long when it passes, also on a busy host.
-const HANG: Duration = Duration::from_secs(420);
+/// Guards against a hang only: no test waits this long when it passes, also on a busy host. `HYALINE_TEST_PATIENCE` has another number
+/// of seconds for whoever is looking for the hang.
+fn patience() -> Duration {
+    let given = std::env::var("HYALINE_TEST_PATIENCE").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(given.unwrap_or(420))
+}
 
 /// Output that another thread collects.
 #[derive(Default)]
@@ -48,7 +52,7 @@ impl Collected {
     }
 
     fn wait(&self, mut done: impl FnMut(&[u8]) -> bool, what: &dyn Display) -> Vec<u8> {
-        let until = Instant::now() + HANG;
+        let until = Instant::now() + patience();
         let mut state = self.state.lock().unwrap();
         loop {
             if done(&state.0) {
@@ -82,7 +86,7 @@ impl Collected {
 
     /// All there is when the output has ended.
     pub(crate) fn all(&self) -> String {
-        let until = Instant::now() + HANG;
+        let until = Instant::now() + patience();
         let mut state = self.state.lock().unwrap();
         while !state.1 && Instant::now() < until {
             state = self.changed.wait_timeout(state, Duration::from_secs(1)).unwrap().0;
@@ -159,8 +163,18 @@ impl Run {
 
     /// Types.
     pub(crate) fn send(&mut self, text: &str) {
+        self.try_send(text).expect("hyaline reads");
+    }
+
+    /// Types to a program that may have ended.
+    pub(crate) fn try_send(&mut self, text: &str) -> std::io::Result<()> {
         let stdin = self.stdin.as_mut().expect("standard input is a pipe");
-        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("hyaline reads");
+        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush())
+    }
+
+    /// Ends its input.
+    pub(crate) fn close_input(&mut self) {
+        self.stdin = None;
     }
 
     /// Sends a signal.
@@ -171,7 +185,7 @@ impl Run {
 
     /// Waits until it ends by itself, with its standard input still open.
     pub(crate) fn end(mut self) -> End {
-        let until = Instant::now() + HANG;
+        let until = Instant::now() + patience();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;

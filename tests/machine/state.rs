@@ -137,7 +137,9 @@ fn an_old_state_survives_when_the_new_one_cannot_be_saved() {
     let good = std::fs::read(&state).unwrap();
     // A folder where the new file would be written before it replaces the old one.
     std::fs::create_dir(dir.path("state.part")).unwrap();
-    let end = count(&dir, "interp", &["-save-at-exit", &state]).end();
+    let mut guest = count(&dir, "interp", &["-save-at-exit", &state]);
+    let _ = guest.try_send("q");
+    let end = guest.end();
     assert_eq!(end.code(), 1);
     assert!(end.err.starts_with(&format!("hyaline: {state}: the state can't be saved there: ")), "{}", end.err);
     assert_eq!(std::fs::read(&state).unwrap(), good);

@@ -17,7 +17,7 @@ struct Terminal {
 
 impl Terminal {
     fn new() -> Terminal {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
@@ -213,11 +213,15 @@ fn end_of_input_does_not_end_the_guest() {
     let dir = Temp::new();
     let mut c = command(["-kernel", &guest(&dir), "-nographic"]);
     c.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = c.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"abq").unwrap();
-    let out = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&out.stdout), "ready\n01 a\n02 b\n");
-    assert_eq!(out.status.code(), Some(0));
+    let mut run = Run::with(c);
+    run.wait_for("ready\n");
+    run.send("ab");
+    run.close_input();
+    run.wait_for("02 b\n");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    run.signal(Signal::TERM);
+    let end = run.end();
+    assert_eq!((end.code(), end.out.as_str()), (143, "ready\n01 a\n02 b\n"));
 }
 
 #[test]

@@ -182,7 +182,7 @@ impl Chardev {
                     .map_err(error(name.clone(), "is another program listening there?"))?;
                 let client = Arc::new(Mutex::new(None));
                 if *wait {
-                    eprintln!("hyaline: waiting for a connection to {}", path.display());
+                    let _ = writeln!(io::stderr(), "hyaline: waiting for a connection to {}", path.display());
                     let (socket, _) =
                         listener.accept().map_err(error(name.clone(), "the connection failed"))?;
                     *lock(&client) = Some(socket);
@@ -205,7 +205,7 @@ impl Chardev {
             Spec::Pty => {
                 let (fd, path) =
                     open_pty().map_err(error("pty".into(), "no pseudo terminal could be made"))?;
-                eprintln!("char device redirected to {path}");
+                let _ = writeln!(io::stderr(), "char device redirected to {path}");
                 (format!("pty:{path}"), Output::Pty(fd))
             }
         };
@@ -385,7 +385,7 @@ impl Escape {
                 b'b' => input.command(Command::Break),
                 b'c' => input.command(Command::Monitor),
                 b'h' | b'?' => {
-                    eprint!("{HELP}");
+                    let _ = io::stderr().lock().write_all(HELP.as_bytes());
                     input.command(Command::Help);
                 }
                 _ => {}

@@ -218,6 +218,9 @@ fn distance(a: &str, b: &str) -> usize {
 pub fn parse_size(text: &str, unit: u64) -> Result<u64, String> {
     let t = text.trim();
     let digits = t.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    if digits.is_empty() {
+        return Err(format!("`{text}` is no size; write for example 512M or 2G"));
+    }
     let scale = match t[digits.len()..].to_ascii_lowercase().as_str() {
         "" => unit,
         "b" => 1,

@@ -27,6 +27,8 @@ pub(crate) struct Interp {
     turn: usize,
     /// Instructions left in that turn.
     left: u64,
+    /// Count of executed instructions at which [`Interp::run`] comes back.
+    pub(crate) stop_at: u64,
     /// Print what the translators did at the end.
     stats: bool,
 }
@@ -145,7 +147,8 @@ impl Interp {
         let cpus: Vec<Cpu> = cpus.collect();
         let signals = pc.cpus.iter().map(|c| c.signals.clone()).collect();
         watch_map(&pc.memory, signals);
-        Interp { core: pc.core.clone(), cpus, count: pc.count.clone(), turn: 0, left: 0, stats: false }
+        let (core, count) = (pc.core.clone(), pc.count.clone());
+        Interp { core, cpus, count, turn: 0, left: 0, stop_at: u64::MAX, stats: false }
     }
 
     /// Lets the processors translate what runs often.
@@ -198,12 +201,19 @@ impl Interp {
             if let Some(event) = self.core.take_event() {
                 return event;
             }
+            let to_go = match self.stop_at {
+                u64::MAX => u64::MAX,
+                at => at.saturating_sub(self.instructions()),
+            };
+            if to_go == 0 {
+                return Event::Stop;
+            }
             if self.left == 0 {
                 self.left = if self.cpus.len() == 1 { ALONE } else { TURN };
             }
             let cpu = &mut self.cpus[self.turn];
             let before = cpu.state.icount;
-            let mut budget = self.left;
+            let mut budget = self.left.min(to_go);
             if let Some(ns) = per_instruction {
                 let now = self.core.clock.now();
                 self.count.time.store(now, Ordering::Relaxed);
@@ -214,6 +224,10 @@ impl Interp {
             let exit = cpu.run(budget);
             let ran = cpu.state.icount - before;
             self.left = self.left.saturating_sub(ran);
+            if ran == 0 && matches!(exit, Exit::Kicked) && self.stop_at != u64::MAX {
+                // Perhaps exceptions without end: they count in a bounded run, or it would have none.
+                self.stop_at = self.stop_at.saturating_sub(1000);
+            }
             if let Some(ns) = per_instruction {
                 self.core.clock.reach(self.count.time.load(Ordering::Relaxed) + ran * ns);
                 self.core.timers.fire(self.core.clock.now());
@@ -244,6 +258,10 @@ impl Interp {
             idle = if waits && ran == 0 { idle + 1 } else { 0 };
             if idle >= self.cpus.len() {
                 idle = 0;
+                // With counted time and no timer nothing will ever come: no instruction is left to wait for.
+                if per_instruction.is_some() && to_go != u64::MAX && self.core.timers.next() == u64::MAX {
+                    return self.core.take_event().unwrap_or(Event::Stop);
+                }
                 self.wait(per_instruction.is_some());
             }
         }

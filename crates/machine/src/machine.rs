@@ -331,6 +331,22 @@ impl Machine {
         Ok(event)
     }
 
+    /// Runs at most so many instructions more, counted over all processors; then gives [`Event::Stop`], as it does with counted time
+    /// when nothing can ever wake the processors. On the software CPU only: KVM does not count, and runs until something happens.
+    ///
+    /// # Errors
+    /// See [`Machine::run`].
+    pub fn run_for(&mut self, instructions: u64) -> Result<Event, MachineError> {
+        if let Engine::Interp(interp) = &mut self.engine {
+            interp.stop_at = interp.instructions().saturating_add(instructions);
+        }
+        let event = self.run();
+        if let Engine::Interp(interp) = &mut self.engine {
+            interp.stop_at = u64::MAX;
+        }
+        event
+    }
+
     /// The local APICs' states, also when the kernel has them: as the chip saves itself.
     pub(crate) fn lapic_states(&mut self) -> Result<Vec<(String, Value)>, MachineError> {
         let Engine::Kvm(kvm) = &mut self.engine else { return Ok(Vec::new()) };

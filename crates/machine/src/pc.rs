@@ -193,6 +193,16 @@ impl Pc {
         if !size.is_multiple_of(4096) {
             return Err(BoardError(format!("-m: {size} bytes are no whole number of 4096-byte pages")));
         }
+        // More than there is would be given as long as it isn't used, and the host would have to kill somebody then.
+        let host = rustix::system::sysinfo();
+        let there = (host.totalram as u128 + host.totalswap as u128) * u128::from(host.mem_unit.max(1));
+        if u128::from(size) > there {
+            return Err(BoardError(format!(
+                "-m: {} MiB of guest memory are more than this host has ({} MiB with swap space); give less with -m",
+                size >> 20,
+                there >> 20
+            )));
+        }
         let ram = RamBlock::new("pc.ram", size)
             .map_err(|e| BoardError(format!("-m {} MiB: {e}; give less with -m", size >> 20)))?;
         let low_ram = if size <= LOW_MAX { size } else { LOW_SPLIT };

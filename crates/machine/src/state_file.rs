@@ -43,10 +43,17 @@ impl Sum {
     }
 }
 
+/// A section's checksum.
+pub fn checksum(name: &str, data: &[u8]) -> u64 {
+    Sum::of(name, data)
+}
+
 /// Writes sections into a new file; only [`Writer::finish`] puts it in its place, so that a full disk leaves the old file alone.
+/// What is there and is no plain file (a device, a pipe) is written to as it is.
 pub struct Writer {
     path: PathBuf,
-    part: PathBuf,
+    /// The new file, until it is whole.
+    part: Option<PathBuf>,
     file: BufWriter<File>,
 }
 
@@ -56,19 +63,36 @@ impl Writer {
     /// # Errors
     /// It can't be created.
     pub fn create(path: &Path) -> Result<Writer, StateFileError> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let file =
-            File::create(&part).map_err(|e| error(path, format!("the state can't be saved there: {e}")))?;
+        let cannot = |e: io::Error| error(path, format!("the state can't be saved there: {e}"));
+        let part = Writer::place(path).map_err(cannot)?;
+        let file = match &part {
+            Some(part) => File::create(part),
+            None => File::options().write(true).open(path),
+        };
+        let file = file.map_err(cannot)?;
         let mut w = Writer { path: path.to_owned(), part, file: BufWriter::with_capacity(1 << 20, file) };
         w.put(MAGIC)?;
         Ok(w)
     }
 
+    /// Where the state goes: the path of the new file, and None when what is there is written to as it is.
+    fn place(path: &Path) -> io::Result<Option<PathBuf>> {
+        match std::fs::metadata(path) {
+            Ok(there) if there.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            Ok(there) if !there.is_file() => Ok(None),
+            _ => {
+                let mut part = path.as_os_str().to_owned();
+                part.push(".part");
+                Ok(Some(PathBuf::from(part)))
+            }
+        }
+    }
+
     fn put(&mut self, data: &[u8]) -> Result<(), StateFileError> {
         self.file.write_all(data).map_err(|e| {
-            let _ = std::fs::remove_file(&self.part);
+            if let Some(part) = &self.part {
+                let _ = std::fs::remove_file(part);
+            }
             error(&self.path, format!("the state can't be saved: {e}; is there room on the disk?"))
         })
     }
@@ -99,9 +123,24 @@ impl Writer {
             error(&self.path, format!("the state can't be saved: {e}; is there room on the disk?"))
         };
         self.file.flush().map_err(fail)?;
-        self.file.get_ref().sync_all().map_err(fail)?;
-        std::fs::rename(&self.part, &self.path).map_err(fail)
+        if let Some(part) = &self.part {
+            self.file.get_ref().sync_all().map_err(fail)?;
+            std::fs::rename(part, &self.path).map_err(fail)?;
+        }
+        Ok(())
     }
+}
+
+/// Can a state be saved there? Asked before a guest runs for hours.
+///
+/// # Errors
+/// The file can't be created.
+pub fn check_place(path: &Path) -> Result<(), StateFileError> {
+    let tried = Writer::place(path).and_then(|part| match part {
+        Some(part) => File::create(&part).and_then(|_| std::fs::remove_file(&part)),
+        None => File::options().write(true).open(path).map(drop),
+    });
+    tried.map_err(|e| error(path, format!("the state can't be saved there: {e}")))
 }
 
 fn error(path: &Path, text: impl Into<String>) -> StateFileError {
