@@ -69,7 +69,8 @@ fn where_kvm_can(test: &str, guest: &[u8], want: &str) {
     }
     let dir = Temp::new();
     let file = dir.file("guest.elf", guest);
-    let end = run(["-kernel", file.to_str().unwrap(), "-nographic", "-no-reboot", "-m", "16", "-accel", "kvm"]);
+    let end =
+        run(["-kernel", file.to_str().unwrap(), "-nographic", "-no-reboot", "-m", "16", "-accel", "kvm"]);
     if end.err.contains("KVM internal error 1: emulation failure") {
         assert_eq!(end.code(), 1);
         assert!(end.err.contains("which begins with `"), "the instruction is named: {}", end.err);
@@ -86,7 +87,11 @@ fn timer_interrupts_come_through_both_controllers() {
     for accel in [INTERP, DETERMINISTIC] {
         assert_eq!(output(hyaline_guests::INTERRUPTS, accel, &[]), "pic 14 apic 14\n");
     }
-    where_kvm_can("timer_interrupts_come_through_both_controllers", hyaline_guests::INTERRUPTS, "pic 14 apic 14\n");
+    where_kvm_can(
+        "timer_interrupts_come_through_both_controllers",
+        hyaline_guests::INTERRUPTS,
+        "pic 14 apic 14\n",
+    );
 }
 
 #[test]
@@ -104,7 +109,8 @@ fn multiboot_modules_and_command_line() {
     let kernel = dir.file("kernel.elf", hyaline_guests::MODULES);
     let first = dir.file("first.txt", b"the first module\nand more");
     let second = dir.file("second", &[b'x'; 5000]);
-    let (kernel, first, second) = (kernel.to_str().unwrap(), first.to_str().unwrap(), second.to_str().unwrap());
+    let (kernel, first, second) =
+        (kernel.to_str().unwrap(), first.to_str().unwrap(), second.to_str().unwrap());
     let list = format!("{first} with arguments,{second}");
     let want = format!(
         "command line: {kernel} hello there\nmodule {first} with arguments: the first module\nmodule {second}: {}\n",
@@ -127,7 +133,8 @@ fn deterministic_runs_are_the_same_to_the_last_access() {
     let file = dir.file("guest.elf", hyaline_guests::INTERRUPTS);
     let log = |n: usize| {
         let log = dir.path(&format!("log{n}"));
-        let mut args = vec!["-kernel", file.to_str().unwrap(), "-nographic", "-accel", "interp,deterministic=on"];
+        let mut args =
+            vec!["-kernel", file.to_str().unwrap(), "-nographic", "-accel", "interp,deterministic=on"];
         args.extend(["-d", "int,access,in_asm", "-D", log.to_str().unwrap()]);
         assert_eq!(run(args).success(), "pic 14 apic 14\n");
         std::fs::read_to_string(log).unwrap()

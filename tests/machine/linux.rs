@@ -54,7 +54,9 @@ fn cloud_kernel_with_four_processors() {
     converse(&mut guest, 4);
     // Each processor runs something when told to.
     for cpu in 0..4 {
-        guest.send(&format!("taskset -p $((1 << {cpu})) $$ > /dev/null && cut -d' ' -f39 /proc/self/stat | sed 's/^/on-/'\n"));
+        guest.send(&format!(
+            "taskset -p $((1 << {cpu})) $$ > /dev/null && cut -d' ' -f39 /proc/self/stat | sed 's/^/on-/'\n"
+        ));
         guest.wait_for(&format!("\non-{cpu}\r\n"));
     }
     guest.send("poweroff -f\n");
@@ -64,7 +66,8 @@ fn cloud_kernel_with_four_processors() {
 
 #[test]
 fn full_kernel_to_a_shell() {
-    let Some((mut guest, _dir)) = shell("full_kernel_to_a_shell", Kernel::Full, &["-smp", "4", "-m", "1G"]) else {
+    let Some((mut guest, _dir)) = shell("full_kernel_to_a_shell", Kernel::Full, &["-smp", "4", "-m", "1G"])
+    else {
         return;
     };
     converse(&mut guest, 4);
@@ -120,7 +123,8 @@ fn vmlinux(image: &[u8]) -> Result<Vec<u8>, String> {
 fn pvh_kernel_to_a_shell() {
     let test = "pvh_kernel_to_a_shell";
     let dir = Temp::new();
-    let (Some(image), Some(initrd)) = (kernel(test, Kernel::Cloud), initrd(test, &dir, "echo pvh: $(uname -s) with $(nproc)\npoweroff -f"))
+    let (Some(image), Some(initrd)) =
+        (kernel(test, Kernel::Cloud), initrd(test, &dir, "echo pvh: $(uname -s) with $(nproc)\npoweroff -f"))
     else {
         return;
     };

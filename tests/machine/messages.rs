@@ -41,24 +41,54 @@ fn options() {
     refused_line("-m 12Q", "-m `12Q`: unknown size suffix `q`; there are B, K, M, G and T");
     refused_line("-m 0", "-m `0` is out of range: 1 byte to 64 TiB");
     refused_line("-m 100T", "-m `100T` is out of range: 1 byte to 64 TiB");
-    refused_line("-accel kvmm", "-accel: unknown accelerator `kvmm`; did you mean `kvm`? (there are kvm and interp)");
-    refused_line("-M q35", "-M: unsupported machine type `q35` (q35 and microvm are not built yet); there is `pc`");
-    refused_line("-M pc,hpte=off", "-machine: unknown property `hpte`; did you mean `hpet`? (there are accel, kernel-irqchip, hpet, usb, vmport, smm, graphics)");
+    refused_line(
+        "-accel kvmm",
+        "-accel: unknown accelerator `kvmm`; did you mean `kvm`? (there are kvm and interp)",
+    );
+    refused_line(
+        "-M q35",
+        "-M: unsupported machine type `q35` (q35 and microvm are not built yet); there is `pc`",
+    );
+    refused_line(
+        "-M pc,hpte=off",
+        "-machine: unknown property `hpte`; did you mean `hpet`? (there are accel, kernel-irqchip, hpet, usb, vmport, smm, graphics)",
+    );
     refused_line("-M pc,hpet=maybe", "hpet=maybe: only on and off are possible");
     refused_line("-M pc,kernel-irqchip=half", "kernel-irqchip=half: only on, off and split are possible");
-    refused_line("-serial tcp:1", "-serial `tcp:1`: unknown character back end; there are stdio, mon:stdio, null, file:PATH, unix:PATH[,server=on][,wait=off] and pty");
-    refused_line("-serial stdio -serial stdio", "-serial: only one serial port can have standard input and output");
+    refused_line(
+        "-serial tcp:1",
+        "-serial `tcp:1`: unknown character back end; there are stdio, mon:stdio, null, file:PATH, unix:PATH[,server=on][,wait=off] and pty",
+    );
+    refused_line(
+        "-serial stdio -serial stdio",
+        "-serial: only one serial port can have standard input and output",
+    );
     refused_line("-d access,intt", "-d: unknown log item `intt`; did you mean `int`? (`-d help` lists them)");
-    refused_line("-rtc base=yesterday", "-rtc base=yesterday: write utc, localtime, 2026-01-31 or 2026-01-31T12:00:00");
-    refused_line("-global isa-debugcn.iobase=1", "-global isa-debugcn.iobase=1: no driver `isa-debugcn`; did you mean `isa-debugcon`?");
-    refused_line("-global isa-debugcon.base=1", "-global isa-debugcon: unknown property `base`; did you mean `iobase`? (there are iobase, readback)");
+    refused_line(
+        "-rtc base=yesterday",
+        "-rtc base=yesterday: write utc, localtime, 2026-01-31 or 2026-01-31T12:00:00",
+    );
+    refused_line(
+        "-global isa-debugcn.iobase=1",
+        "-global isa-debugcn.iobase=1: no driver `isa-debugcn`; did you mean `isa-debugcon`?",
+    );
+    refused_line(
+        "-global isa-debugcon.base=1",
+        "-global isa-debugcon: unknown property `base`; did you mean `iobase`? (there are iobase, readback)",
+    );
     refused_line("-vga std", "-vga std: only -vga none is supported in this version");
-    refused_line("-initrd x", "-initrd without -kernel: there is nothing that could use it; add -kernel FILE");
+    refused_line(
+        "-initrd x",
+        "-initrd without -kernel: there is nothing that could use it; add -kernel FILE",
+    );
     refused_line(
         "-accel kvm,deterministic=on",
         "deterministic=on works on the software CPU only: KVM can't count instructions exactly. Use -accel interp,deterministic=on",
     );
-    refused_line("demo minix", "demo: unknown demonstration `minix`; there is `linux`, and none is the built-in one");
+    refused_line(
+        "demo minix",
+        "demo: unknown demonstration `minix`; there is `linux`, and none is the built-in one",
+    );
 }
 
 #[test]
@@ -66,14 +96,38 @@ fn processors_and_devices() {
     let dir = Temp::new();
     let kernel = guest(&dir);
     let with = |option: &str, value: &str, want: &str| refused(["-kernel", &kernel, option, value], want);
-    with("-cpu", "quemu64", "-cpu: There is no processor model called `quemu64`. The nearest is `qemu64`; `-cpu help` lists all.");
-    with("-cpu", "max,+avx22", "-cpu: The processor has no feature or property called `avx22`. The nearest is `avx2`; `-cpu help` lists all.");
+    with(
+        "-cpu",
+        "quemu64",
+        "-cpu: There is no processor model called `quemu64`. The nearest is `qemu64`; `-cpu help` lists all.",
+    );
+    with(
+        "-cpu",
+        "max,+avx22",
+        "-cpu: The processor has no feature or property called `avx22`. The nearest is `avx2`; `-cpu help` lists all.",
+    );
     with("-device", "pcnat", "-device: no device `pcnat`; did you mean `pcnet`? (`-device help` lists them)");
-    with("-device", "pcnet,adr=4", "-device pcnet: unknown property `adr`; did you mean `addr`? (there are id, addr, mac)");
+    with(
+        "-device",
+        "pcnet,adr=4",
+        "-device pcnet: unknown property `adr`; did you mean `addr`? (there are id, addr, mac)",
+    );
     with("-device", "pcnet,addr=99", "-device pcnet: addr=99: device numbers are 0 to 1f");
-    with("-device", "pcnet,mac=1:2", "-device pcnet: mac=1:2: write six bytes with colons, for example 52:54:00:12:34:56");
-    with("-device", "isa-debug-exit,iobase=0x10000", "-device isa-debug-exit: iobase=0x10000: it is 0xffff (65535) at most");
-    with("-device", "isa-debug-exit,iobase=here", "-device isa-debug-exit: iobase=here: no number; write for example 0xf4");
+    with(
+        "-device",
+        "pcnet,mac=1:2",
+        "-device pcnet: mac=1:2: write six bytes with colons, for example 52:54:00:12:34:56",
+    );
+    with(
+        "-device",
+        "isa-debug-exit,iobase=0x10000",
+        "-device isa-debug-exit: iobase=0x10000: it is 0xffff (65535) at most",
+    );
+    with(
+        "-device",
+        "isa-debug-exit,iobase=here",
+        "-device isa-debug-exit: iobase=here: no number; write for example 0xf4",
+    );
     with("-device", "isa-debug-exit,iosize=3", "-device isa-debug-exit: iosize=3: it is 1, 2 or 4");
     refused(
         ["-kernel", &kernel, "-device", "pcnet,id=a", "-device", "pci-testdev,id=a"],
@@ -83,7 +137,10 @@ fn processors_and_devices() {
     for (args, part) in [
         ("-device help", "name \"pcnet\", bus PCI"),
         ("-device ?", "name \"pcnet\", bus PCI"),
-        ("-device isa-debug-exit,help", "isa-debug-exit options:\n  id=<a name for it>\n  iobase=<first port> (default: 0x501)\n"),
+        (
+            "-device isa-debug-exit,help",
+            "isa-debug-exit options:\n  id=<a name for it>\n  iobase=<first port> (default: 0x501)\n",
+        ),
         ("-cpu help", "qemu64"),
         ("-M help", "pc       PC (i440FX + PIIX, 1996) (default)\n"),
         ("-accel help", "interp   the software CPU"),
@@ -110,7 +167,11 @@ fn two_devices_on_one_port() {
     }
     let end = run(["-kernel", &kernel, "-device", "pcnet,addr=5", "-device", "pci-testdev,addr=5"]);
     assert_eq!((end.code(), end.out.as_str()), (1, ""));
-    assert!(end.err.contains("addr=5") || end.err.contains("device 5") || end.err.contains("05"), "{}", end.err);
+    assert!(
+        end.err.contains("addr=5") || end.err.contains("device 5") || end.err.contains("05"),
+        "{}",
+        end.err
+    );
 }
 
 #[test]
@@ -121,7 +182,10 @@ fn kernels() {
         dir.text(name)
     };
     let missing = dir.text("missing");
-    refused(["-kernel", &missing], &format!("-kernel {missing}: No such file or directory (os error 2); check the path"));
+    refused(
+        ["-kernel", &missing],
+        &format!("-kernel {missing}: No such file or directory (os error 2); check the path"),
+    );
     let folder = dir.text("");
     refused(["-kernel", &folder], &format!("-kernel {folder}: Is a directory (os error 21); check the path"));
     let empty = file("empty", b"");
@@ -164,7 +228,12 @@ fn kernels() {
     assert_eq!((end.code(), end.out.as_str()), (1, ""));
     let (start, rest) = end.err.split_once(" at 0x").expect(&end.err);
     assert_eq!(start, format!("hyaline: -initrd {big}: its 20971520 bytes"));
-    assert!(rest.ends_with(" do not fit into the machine's memory below the PCI hole (15 MiB); give more with -m\n"), "{rest}");
+    assert!(
+        rest.ends_with(
+            " do not fit into the machine's memory below the PCI hole (15 MiB); give more with -m\n"
+        ),
+        "{rest}"
+    );
 }
 
 #[test]
@@ -181,7 +250,9 @@ fn linux_images() {
     let name = cut(1000);
     refused(
         ["-kernel", &name],
-        &format!("-kernel {name}: the file ends in its setup code, at 1000 of at least {setup} bytes; a truncated copy?"),
+        &format!(
+            "-kernel {name}: the file ends in its setup code, at 1000 of at least {setup} bytes; a truncated copy?"
+        ),
     );
     cut(2_000_000);
     refused(
@@ -197,14 +268,29 @@ fn linux_images() {
     let huge = huge.to_str().unwrap();
     let end = run(["-kernel", image, "-initrd", huge]);
     assert_eq!(end.code(), 1);
-    assert!(end.err.starts_with(&format!("hyaline: -initrd {huge}: its 200000000 bytes do not fit between the kernel's end at 0x")), "{}", end.err);
+    assert!(
+        end.err.starts_with(&format!(
+            "hyaline: -initrd {huge}: its 200000000 bytes do not fit between the kernel's end at 0x"
+        )),
+        "{}",
+        end.err
+    );
     assert!(end.err.ends_with("; give the machine more memory with -m (it has 127 MiB below the PCI hole) or use a smaller initrd\n"), "{}", end.err);
     let end = run(["-kernel", image, "-m", "8"]);
     assert_eq!(end.code(), 1);
-    assert!(end.err.ends_with(" do not fit into the machine's memory below the PCI hole (7 MiB); give more with -m\n"), "{}", end.err);
+    assert!(
+        end.err.ends_with(
+            " do not fit into the machine's memory below the PCI hole (7 MiB); give more with -m\n"
+        ),
+        "{}",
+        end.err
+    );
     let long = "x".repeat(5000);
     let end = run(["-kernel", image, "-append", &long]);
-    assert_eq!((end.code(), end.err.as_str()), (1, "hyaline: -append: the command line has 5000 bytes; this kernel takes at most 2047\n"));
+    assert_eq!(
+        (end.code(), end.err.as_str()),
+        (1, "hyaline: -append: the command line has 5000 bytes; this kernel takes at most 2047\n")
+    );
 }
 
 #[test]
@@ -217,7 +303,10 @@ fn firmware_images() {
     );
     let empty = dir.file("empty", &[]);
     refused(["-bios", empty.to_str().unwrap()], &format!("-bios {}: the file is empty", empty.display()));
-    refused(["-bios", "nowhere.bin"], "-bios nowhere.bin: No such file or directory (os error 2); check the path");
+    refused(
+        ["-bios", "nowhere.bin"],
+        "-bios nowhere.bin: No such file or directory (os error 2); check the path",
+    );
     let big = dir.file("big", &vec![0; 17 << 20]);
     refused(
         ["-bios", big.to_str().unwrap()],
@@ -242,7 +331,11 @@ fn memory_that_the_host_cannot_give() {
     let kernel = guest(&dir);
     let end = run(["-kernel", &kernel, "-m", "64T"]);
     assert_eq!(end.code(), 1);
-    assert!(end.err.starts_with("hyaline: -m: 67108864 MiB of guest memory are more than this host has ("), "{}", end.err);
+    assert!(
+        end.err.starts_with("hyaline: -m: 67108864 MiB of guest memory are more than this host has ("),
+        "{}",
+        end.err
+    );
     // A limit of the process, as `ulimit -v` sets it (in KiB).
     let line = "ulimit -v 1000000; exec \"$1\" -kernel \"$2\" -m 1500";
     let mut c = Command::new("sh");
@@ -268,7 +361,9 @@ fn no_permission_for_kvm() {
     let options = ["-kernel", &kernel, "-accel", "kvm"];
     // The user nobody, with none of our groups: only root can become that.
     let mut c = Command::new("setpriv");
-    c.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", &program]).args(options).stdin(Stdio::null());
+    c.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", &program])
+        .args(options)
+        .stdin(Stdio::null());
     if !rustix::process::geteuid().is_root() {
         return limited(test, &"only root can start a program as another user");
     }
@@ -292,7 +387,17 @@ fn no_kvm_at_all() {
     let inside = "mount -t tmpfs none /dev 2>/dev/null || exit 99; exec \"$@\"";
     let start = |accels: &[&str]| {
         let mut c = Command::new("unshare");
-        c.args(["--mount", "sh", "-c", inside, "sh", env!("CARGO_BIN_EXE_hyaline"), "-kernel", &kernel, "-nographic"]);
+        c.args([
+            "--mount",
+            "sh",
+            "-c",
+            inside,
+            "sh",
+            env!("CARGO_BIN_EXE_hyaline"),
+            "-kernel",
+            &kernel,
+            "-nographic",
+        ]);
         c.args(accels).stdin(Stdio::piped()).stdout(Stdio::piped());
         Run::with(c)
     };
@@ -310,7 +415,11 @@ fn no_kvm_at_all() {
     run.send("q");
     let end = run.end();
     assert_eq!(end.code(), 0);
-    assert!(end.err.contains("/dev/kvm") && end.err.ends_with("; going on with the software CPU\n"), "{}", end.err);
+    assert!(
+        end.err.contains("/dev/kvm") && end.err.ends_with("; going on with the software CPU\n"),
+        "{}",
+        end.err
+    );
 }
 
 #[test]
@@ -341,8 +450,13 @@ fn a_full_disk() {
     // A saved state: the exit code says that there is none. /dev/full itself stays what it is.
     let end = typed(&["-save-at-exit", "/dev/full"], &["-nographic"]);
     assert_eq!((end.code(), end.out.as_str()), (1, "ready\n01 a\n"));
-    assert_eq!(end.err, format!("hyaline: /dev/full: the state can't be saved: {FULL}; is there room on the disk?\n"));
-    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&std::fs::metadata("/dev/full").unwrap().file_type()));
+    assert_eq!(
+        end.err,
+        format!("hyaline: /dev/full: the state can't be saved: {FULL}; is there room on the disk?\n")
+    );
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(
+        &std::fs::metadata("/dev/full").unwrap().file_type()
+    ));
     assert!(!Path::new("/dev/full.part").exists());
 }
 
@@ -355,8 +469,16 @@ fn files_that_cannot_be_made() {
     let with = |option: &str, value: &str, want: &str| refused(["-kernel", &kernel, option, value], want);
     with("-D", &there, &format!("-D {there}: {none}"));
     with("-pidfile", &there, &format!("-pidfile {there}: {none}"));
-    with("-serial", &format!("file:{there}"), &format!("file:{there}: {none}; check that the folder exists and can be written"));
-    with("-serial", &format!("unix:{there}"), &format!("unix:{there}: {none}; is a server listening there? Add server=on to listen"));
+    with(
+        "-serial",
+        &format!("file:{there}"),
+        &format!("file:{there}: {none}; check that the folder exists and can be written"),
+    );
+    with(
+        "-serial",
+        &format!("unix:{there}"),
+        &format!("unix:{there}: {none}; is a server listening there? Add server=on to listen"),
+    );
     with("-restore", &there, &format!("{there}: the saved state can't be read: {none}"));
     // Before the guest has run for hours.
     with("-save-at-exit", &there, &format!("{there}: the state can't be saved there: {none}"));
@@ -388,7 +510,12 @@ fn a_triple_fault_is_reported_and_resets_or_ends() {
     for accel in accels {
         let args = ["-kernel", kernel, "-nographic", "-accel", accel];
         let end = run(args.iter().chain(&["-no-reboot"]));
-        assert_eq!((end.code(), end.out.as_str()), (0, "dividing by zero without a handler\n"), "{accel}: {}", end.err);
+        assert_eq!(
+            (end.code(), end.out.as_str()),
+            (0, "dividing by zero without a handler\n"),
+            "{accel}: {}",
+            end.err
+        );
         assert_eq!(end.err.matches("triple fault").count(), 1);
         triple_fault_report(&end.err, "00000000001000b3");
         // Without -no-reboot it starts again and again.
@@ -416,7 +543,11 @@ fn a_guest_that_jumps_into_nothing() {
         match end.code() {
             0 => triple_fault_report(&end.err, "00000000d0000000"),
             1 => {
-                assert!(end.err.starts_with("hyaline: processor 0: KVM internal error 1: emulation failure"), "{}", end.err);
+                assert!(
+                    end.err.starts_with("hyaline: processor 0: KVM internal error 1: emulation failure"),
+                    "{}",
+                    end.err
+                );
                 assert!(end.err.contains("at 0xd0000000"), "{}", end.err);
             }
             other => panic!("exit code {other}: {}", end.err),

@@ -100,7 +100,8 @@ fn bad_state_files_are_refused_with_a_reason() {
         args.extend(more);
         let end = run(args);
         assert_eq!((end.code(), end.out.as_str()), (1, ""), "{}", end.err);
-        let text = end.err.strip_prefix(&format!("hyaline: {bad}: ")).unwrap_or_else(|| panic!("{}", end.err));
+        let text =
+            end.err.strip_prefix(&format!("hyaline: {bad}: ")).unwrap_or_else(|| panic!("{}", end.err));
         assert_eq!(text.lines().count(), 1, "{text}");
         text.trim_end().to_string()
     };
@@ -125,9 +126,15 @@ fn bad_state_files_are_refused_with_a_reason() {
     }
     // Another machine.
     assert_eq!(restore(&good, &["-m", "32"]), "saved from a machine with 16 MiB; start this one with -m 16");
-    assert_eq!(restore(&good, &["-smp", "2"]), "saved from a machine with 1 processors; start this one with -smp 1");
+    assert_eq!(
+        restore(&good, &["-smp", "2"]),
+        "saved from a machine with 1 processors; start this one with -smp 1"
+    );
     let text = restore(&good, &["-device", "pcnet"]);
-    assert_eq!(text, "this machine has a device `pcnet` that the saved one lacks; start with the same options as then");
+    assert_eq!(
+        text,
+        "this machine has a device `pcnet` that the saved one lacks; start with the same options as then"
+    );
 }
 
 #[test]
@@ -141,6 +148,10 @@ fn an_old_state_survives_when_the_new_one_cannot_be_saved() {
     let _ = guest.try_send("q");
     let end = guest.end();
     assert_eq!(end.code(), 1);
-    assert!(end.err.starts_with(&format!("hyaline: {state}: the state can't be saved there: ")), "{}", end.err);
+    assert!(
+        end.err.starts_with(&format!("hyaline: {state}: the state can't be saved there: ")),
+        "{}",
+        end.err
+    );
     assert_eq!(std::fs::read(&state).unwrap(), good);
 }

@@ -72,7 +72,9 @@ fn ctrl_c_ends_with_130_and_the_terminal_as_before() {
     let run = terminal.start(&["-kernel", &guest(&dir), "-serial", "stdio"]);
     output.wait_for("ready\r\n", 0);
     let during = terminal.settings();
-    assert!(!during.local_modes.contains(LocalModes::ICANON) && !during.local_modes.contains(LocalModes::ECHO));
+    assert!(
+        !during.local_modes.contains(LocalModes::ICANON) && !during.local_modes.contains(LocalModes::ECHO)
+    );
     assert!(during.local_modes.contains(LocalModes::ISIG));
     terminal.type_in("\x03");
     let end = run.end();
@@ -109,7 +111,8 @@ fn a_guest_that_ends_leaves_the_terminal_as_before() {
         let before = terminal.settings();
         let output = terminal.output();
         let triple = dir.file("guest.elf", hyaline_guests::TRIPLE_FAULT);
-        let run = terminal.start(&["-kernel", triple.to_str().unwrap(), "-serial", "stdio", "-no-reboot", option]);
+        let run =
+            terminal.start(&["-kernel", triple.to_str().unwrap(), "-serial", "stdio", "-no-reboot", option]);
         output.wait_for("dividing by zero without a handler\r\n", 0);
         assert_eq!(run.end().code(), 0);
         assert!(same(&terminal.settings(), &before));

@@ -29,8 +29,13 @@ fn main() -> ExitCode {
 }
 
 fn work() -> Result<bool> {
-    let mut options =
-        Options { time: Duration::from_secs(10), cases: u64::MAX, seed: 1, instructions: 300_000, shape: None };
+    let mut options = Options {
+        time: Duration::from_secs(10),
+        cases: u64::MAX,
+        seed: 1,
+        instructions: 300_000,
+        shape: None,
+    };
     let mut parser = lexopt::Parser::from_env();
     use lexopt::prelude::*;
     while let Some(arg) = parser.next()? {
@@ -45,7 +50,9 @@ fn work() -> Result<bool> {
                     "kernel" => Shape::Kernel,
                     "damaged" => Shape::Damaged,
                     "state" => Shape::State,
-                    other => bail!("no shape is called {other}; there are firmware, kernel, damaged and state"),
+                    other => {
+                        bail!("no shape is called {other}; there are firmware, kernel, damaged and state")
+                    }
                 });
             }
             Long("help") | Short('h') => {

@@ -4,7 +4,8 @@ use bootfuzz::{Options, Shape, run};
 use std::time::Duration;
 
 fn none_fails(seed: u64, shape: Option<Shape>, seconds: u64, at_least: u64) {
-    let options = Options { time: Duration::from_secs(seconds), cases: 5000, seed, instructions: 100_000, shape };
+    let options =
+        Options { time: Duration::from_secs(seconds), cases: 5000, seed, instructions: 100_000, shape };
     let report = run(&options).expect("a temporary folder");
     assert!(report.failures.is_empty(), "{:#?}", report.failures);
     assert!(report.cases >= at_least, "only {} cases in {seconds} s", report.cases);

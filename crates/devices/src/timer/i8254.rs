@@ -449,7 +449,14 @@ impl I8254 {
     }
 
     fn arm(&self, cx: &mut Cx<'_>) {
-        match self.state.counters[0].next_edge(PIT.ticks(cx.now())) {
+        let c = &self.state.counters[0];
+        match c.next_edge(PIT.ticks(cx.now())) {
+            // The low pulse of mode 2 lasts one clock, 838 ns. A timer of the host would make milliseconds of it on a busy host, in which
+            // a request that the processor did not acknowledge in time would be withdrawn: its end is waited for, and the line falls and
+            // rises at once.
+            Some(tick) if c.mode == 2 && c.n > 1 && tick + 1 == c.start + u64::from(c.n) => {
+                cx.at(0, PIT.time(tick + 1));
+            }
             Some(tick) => cx.at(0, PIT.time(tick)),
             None => cx.cancel(0),
         }

@@ -174,8 +174,11 @@ pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     if plan.flags {
         cpu.materialize_flags();
     }
+    // Without CR0.NE an instruction may run with an exception pending. The host must not see that one, or it would raise it: its flags
+    // are kept here meanwhile.
+    let kept = if cpu.state.x87.fsw & ES != 0 { cpu.state.x87.fsw & FLAGS } else { 0 };
     let mut run = Run { image: [0; 108], flags: cpu.state.rflags as u32 };
-    fill(&cpu.state.x87, &mut run.image);
+    fill(&cpu.state.x87, kept, &mut run.image);
     run_thunk(plan, &mut run, &mut buffer);
     let fsw = get16(&run.image, 4);
     if plan.memory == Memory::Store {
@@ -184,7 +187,7 @@ pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
             // An unmasked exception may have kept the store from happening: run again over other bytes and compare.
             let mut second = super::Buffer([0x5a; super::plan::BUFFER]);
             let mut again = Run { image: [0; 108], flags: run.flags };
-            fill(&cpu.state.x87, &mut again.image);
+            fill(&cpu.state.x87, kept, &mut again.image);
             run_thunk(plan, &mut again, &mut second);
             written = second.bytes(size) == buffer.bytes(size);
         }
@@ -194,7 +197,10 @@ pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     }
     let x87 = &mut cpu.state.x87;
     x87.fcw = get16(&run.image, 0);
-    x87.fsw = fsw;
+    x87.fsw = fsw | kept;
+    if kept != 0 {
+        summarize(x87);
+    }
     x87.ftw = abridge(get16(&run.image, 8));
     get_registers(x87, &run.image, 28, 10);
     if plan.flags {
@@ -220,9 +226,10 @@ fn note_pointers(cpu: &mut Cpu, insn: &Insn, address: (Seg, u64), memory: bool) 
     }
 }
 
-fn fill(x87: &X87, image: &mut [u8; 108]) {
+/// The state as FRSTOR takes it, without the exceptions in `without`.
+fn fill(x87: &X87, without: u16, image: &mut [u8; 108]) {
     put16(image, 0, x87.fcw);
-    put16(image, 4, x87.fsw);
+    put16(image, 4, if without == 0 { x87.fsw } else { x87.fsw & !(without | ES | BUSY) });
     put16(image, 8, full_tags(x87));
     put_registers(x87, image, 28, 10);
 }
