@@ -4,6 +4,7 @@ use crate::options::{self, Ask};
 use crate::{complain, demo_builtin, print, run};
 use hyaline_fetch::{Cache, Kernel, initramfs};
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 const HELP: &str = "\
@@ -80,7 +81,7 @@ fn prepare(args: Vec<OsString>) -> Result<Plan, String> {
             _ => rest.push(arg),
         }
     }
-    let say = |text: &str| eprintln!("hyaline: {text}");
+    let say = |text: &str| drop(writeln!(std::io::stderr(), "hyaline: {text}"));
     let cache = Cache::open().map_err(|e| e.to_string())?;
     let kernel = match kernel {
         Some(k) => k,

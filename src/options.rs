@@ -325,7 +325,14 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                             return unknown_prop(
                                 "-accel",
                                 p,
-                                &["deterministic", "kernel-irqchip", "thread", "tb-size", "stats", "log-code"],
+                                &[
+                                    "deterministic",
+                                    "kernel-irqchip",
+                                    "thread",
+                                    "tb-size",
+                                    "stats",
+                                    "log-code",
+                                ],
                             );
                         }
                     }

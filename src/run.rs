@@ -197,7 +197,7 @@ fn on_demand(core: &Arc<Core>, reporter: &Arc<Reporter>) {
 
 /// Prints lines to a terminal that may be in raw mode.
 fn say(text: &str) {
-    eprintln!("hyaline: {}\r", text.replace('\n', "\r\n"));
+    drop(writeln!(std::io::stderr(), "hyaline: {}\r", text.replace('\n', "\r\n")));
 }
 
 /// Waits for the event that ends a stopped machine.

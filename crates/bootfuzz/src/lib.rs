@@ -156,7 +156,7 @@ fn case(seed: u64, options: &Options, dir: &Path) -> Result<End> {
                 let report = machine.triple_fault_report(cpu);
                 ("triple fault", (report.len() < 100).then_some(report))
             }
-            Ok(Event::Stop) => ("ran on", None),
+            Ok(Event::Stop | Event::Report) => ("ran on", None),
             Ok(Event::GuestPanicked) => ("pvpanic", None),
             Ok(Event::Failed(text)) => ("failed", Some(text)),
             Ok(Event::DeviceCrashed(text)) => ("device crashed", Some(text)),

@@ -9,6 +9,7 @@ use hyaline_x86::env::Signals;
 use hyaline_x86::state::{Activity, CpuState, EventKind, Injected};
 use hyaline_x86::{Cpu, CpuLog, CpuModel, Exit, JitError, JitOptions, Tier};
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -40,7 +41,7 @@ impl Drop for Interp {
         }
         for (n, cpu) in self.cpus.iter().enumerate() {
             let Some(stats) = cpu.jit_stats() else { continue };
-            eprintln!("cpu{n}: {} instructions\n{stats}", cpu.state.icount);
+            drop(writeln!(std::io::stderr(), "cpu{n}: {} instructions\n{stats}", cpu.state.icount));
         }
     }
 }
@@ -152,7 +153,7 @@ impl Interp {
     }
 
     /// Lets the processors translate what runs often.
-    pub fn translate(&mut self, stats: bool, log_code: bool) -> Result<(), JitError> {
+    pub(crate) fn translate(&mut self, stats: bool, log_code: bool) -> Result<(), JitError> {
         self.stats = stats;
         let options = JitOptions { log_code, drop_locks: self.cpus.len() == 1, ..JitOptions::default() };
         self.cpus.iter_mut().try_for_each(|cpu| cpu.set_tier(Tier::Jit(options)))

@@ -164,7 +164,9 @@ impl Machine {
                 let mut interp = Interp::new(&pc, |_| model.clone());
                 let software = config.accels.iter().find(|a| !matches!(a, Accel::Kvm));
                 if let Some(Accel::Jit { stats, log }) = software {
-                    interp.translate(*stats, *log).map_err(|e| MachineError::Accel(format!("-accel jit: {e}")))?;
+                    interp
+                        .translate(*stats, *log)
+                        .map_err(|e| MachineError::Accel(format!("-accel jit: {e}")))?;
                 }
                 Engine::Interp(Box::new(interp))
             }

@@ -9,6 +9,7 @@ use hyaline_space::DeviceId;
 use hyaline_watch::symbols::{Memory, SymbolError};
 use hyaline_watch::{Guest, Sink, Spec, SymbolChoice, Trace, Vocabulary};
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -29,7 +30,7 @@ impl Memory for Ram {
 
 /// The guest's symbols as the user wants them.
 pub(crate) fn guest(choice: &SymbolChoice, pc: &Pc) -> Result<Arc<Guest>, SymbolError> {
-    let said = |text: &str| eprintln!("hyaline: {text}\r");
+    let said = |text: &str| drop(writeln!(std::io::stderr(), "hyaline: {text}\r"));
     Ok(Arc::new(Guest::new(choice, Box::new(Ram(pc.ram.clone())), Box::new(said))?))
 }
 
@@ -80,7 +81,11 @@ impl Watchdog {
                             if hangs && !told {
                                 let ms = since.elapsed().as_millis() as u64;
                                 let text = reporter.report(&Cause::Hang(slot.clone(), access, ms), &[]);
-                                eprintln!("hyaline: {}\r", text.replace('\n', "\r\n"));
+                                drop(writeln!(
+                                    std::io::stderr(),
+                                    "hyaline: {}\r",
+                                    text.replace('\n', "\r\n")
+                                ));
                             }
                             Some((turn, since, told || hangs))
                         }
@@ -118,7 +123,8 @@ impl Machine {
         for spec in specs {
             spec.check(&words).map_err(|e| MachineError::Trace(format!("-trace {}: {e}", spec.text)))?;
         }
-        let said: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|text: &str| eprintln!("hyaline: {text}\r"));
+        let said: Arc<dyn Fn(&str) + Send + Sync> =
+            Arc::new(|text: &str| drop(writeln!(std::io::stderr(), "hyaline: {text}\r")));
         let traces = Trace::open(specs, Some(&self.guest), &said).map_err(MachineError::Trace)?;
         if traces.iter().any(|t| t.wants_dma()) {
             self.watch_dma();
