@@ -5,6 +5,7 @@ use super::stubs::Helper;
 use super::{Jit, ModeKey, Site, from_context, to_context};
 use crate::cpu::Cpu;
 use crate::decode::{Insn, insn_flag};
+use crate::fault::Fault;
 
 /// In the order that the stubs want.
 pub(super) const TABLE: [Helper; 3] = [miss_read, miss_write, interpret];
@@ -83,21 +84,26 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     cpu.next_rip = next;
     cpu.stop_at = u32::MAX;
     cpu.index = 0;
-    if let Err(fault) = (insn.handler)(cpu, &insn) {
-        jit.fault = Some(fault);
-        return leave(c, exit::FAULT);
+    let done = (insn.handler)(cpu, &insn);
+    if let Err(fault) = done {
+        return faulted(c, cpu, jit, fault);
     }
     cpu.state.icount += 1;
     cpu.state.rip = cpu.next_rip;
     let plain = !insn.has(insn_flag::END) || insn.has(insn_flag::PLAIN);
-    if !plain
-        || site.last
-        || cpu.stop_at == 0
+    if !plain {
+        cpu.look_around();
+    }
+    if (!plain || cpu.stop_at == 0) && !jit.calm(cpu) {
+        return leave(c, exit::DONE);
+    }
+    if site.last
         || cpu.next_rip != next
         || ModeKey::of(cpu, jit.width) != Some(jit.mode)
         || cpu.mmu.window.code.base() != jit.base
+        || cpu.mmu.window.code.page(next) != site.page
     {
-        return leave(c, exit::DONE);
+        return go_on(c, cpu, jit);
     }
     to_context(cpu, c);
     let at = jit.arena.exec(site.next as usize);
@@ -106,4 +112,41 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
         return jit.stubs.resume_flags;
     }
     at
+}
+
+/// The interpreted instruction met a fault: delivers it and goes on at its handler, if nothing else has to be seen to.
+fn faulted(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, fault: Fault) -> u64 {
+    if !matches!(fault, Fault::Exception { .. }) || jit.last_fault == cpu.state.icount {
+        // Faults one after the other without an instruction between them are for the run loop to count.
+        jit.fault = Some(fault);
+        return leave(c, exit::FAULT);
+    }
+    jit.last_fault = cpu.state.icount;
+    let mut faults = 0;
+    if let Err(exit) = cpu.deliver(fault, &mut faults) {
+        jit.fault = Some(Fault::Stop(exit));
+        return leave(c, exit::FAULT);
+    }
+    if !jit.calm(cpu) {
+        return leave(c, exit::DONE);
+    }
+    go_on(c, cpu, jit)
+}
+
+/// Goes on at the present instruction, when there is a unit for it; else leaves. All requests have been looked at.
+fn go_on(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit) -> u64 {
+    match jit.existing_unit(cpu) {
+        Some(unit) => {
+            c.left = jit.slice_end.wrapping_sub(cpu.state.icount) as i64;
+            let base = cpu.mmu.window.code.base();
+            if base != jit.base {
+                jit.base = base;
+                // SAFETY: generated code, which runs next, expects the window in force.
+                unsafe { super::gs::set(base) };
+            }
+            to_context(cpu, c);
+            jit.arena.exec(unit.saved as usize)
+        }
+        None => leave(c, exit::DONE),
+    }
 }

@@ -278,6 +278,8 @@ struct Link {
 #[derive(Clone, Copy, Debug)]
 struct Site {
     rip: u64,
+    /// Page of the unit.
+    page: u32,
     /// Offset behind the instruction.
     next: u32,
     /// Offset of the access's beginning.
@@ -334,6 +336,8 @@ pub(crate) struct Jit {
     /// The mode that the code in execution was made for.
     mode: ModeKey,
     fault: Option<Fault>,
+    /// Instruction count at the last fault that was delivered without leaving generated code.
+    last_fault: u64,
     /// Instruction count at which the present slice ends.
     slice_end: u64,
     /// The count of writes to code that was dealt with.
@@ -399,6 +403,7 @@ impl Jit {
             stats: JitStats { interpreted: vec![0; Code::values().len()], ..JitStats::default() },
             mode: ModeKey::default(),
             fault: None,
+            last_fault: u64::MAX,
             slice_end: 0,
             hits: hyaline_ram::code::hits(),
             base: 0,
@@ -761,6 +766,25 @@ impl Jit {
                 faults = 0;
             }
         }
+    }
+
+    /// Whether nothing waits to be looked at between instructions.
+    fn calm(&self, cpu: &Cpu) -> bool {
+        let pending = cpu.signals.pending();
+        let waits = pending & Signals::INTERRUPT != 0 && cpu.state.rflags & flag::IF == 0;
+        let pending = if waits { pending & !Signals::INTERRUPT } else { pending };
+        pending | cpu.attention == 0
+            && cpu.epoch == hyaline_ram::code::epoch()
+            && self.hits == hyaline_ram::code::hits()
+    }
+
+    /// The unit at the present instruction, when there is one and the mode can be translated.
+    fn existing_unit(&mut self, cpu: &mut Cpu) -> Option<Unit> {
+        self.mode = ModeKey::of(cpu, self.width)?;
+        let linear = cpu.state.rip;
+        let id = self.second_page(cpu, linear)?;
+        let unit = self.units.get(self.find(id, linear)? as usize).copied()?;
+        unit.second.is_none().then_some(unit)
     }
 
     /// How many instructions to interpret where there is no unit.

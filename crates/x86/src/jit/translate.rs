@@ -54,8 +54,9 @@ impl Guest {
         if !self.insn.has(insn_flag::END) {
             return false;
         }
-        if !self.insn.has(insn_flag::PLAIN) {
-            return true;
+        if !self.insn.has(insn_flag::PLAIN) && self.iced.flow_control() == FlowControl::Next {
+            // System instructions: whether the unit goes on is seen when they have been interpreted.
+            return self.iced.is_invalid() || self.iced.mnemonic() == Mnemonic::Hlt;
         }
         !matches!(self.iced.flow_control(), FlowControl::ConditionalBranch | FlowControl::Next)
     }
@@ -364,6 +365,7 @@ impl Translator<'_> {
         let n = self.first_site + self.sites.len() as u32;
         self.sites.push(Site {
             rip: g.rip,
+            page: self.page,
             next: 0,
             retry: retry as u32,
             before: self.count - self.index,
