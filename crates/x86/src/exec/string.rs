@@ -156,7 +156,20 @@ fn ends(i: &Insn, equal: bool) -> bool {
 
 pub(super) fn cmps<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let (seg, asize) = (i.seg, i.asize);
-    repeat(cpu, i, |cpu, _| {
+    repeat(cpu, i, |cpu, count| {
+        if count > 1 {
+            let (si, di) = (index(cpu, RSI, asize), index(cpu, RDI, asize));
+            let (n, from) = span::<T>(cpu, seg, si, asize, count, Access::Read);
+            let (n, to) = span::<T>(cpu, Seg::Es, di, asize, n, Access::Read);
+            let equal = i.has(insn_flag::REPNE);
+            if let Some((n, a, b)) = cpu.mmu.window.read.compare_elements::<T>(from, to, n, equal) {
+                let (r, aux) = Cmp::op(a, b, false);
+                cpu.set_lazy(r, aux);
+                advance::<T>(cpu, RSI, asize, n);
+                advance::<T>(cpu, RDI, asize, n);
+                return Ok((n, ends(i, a == b)));
+            }
+        }
         let a = cpu.load::<T>(seg, index(cpu, RSI, asize))?;
         let b = cpu.load::<T>(Seg::Es, index(cpu, RDI, asize))?;
         let (r, aux) = Cmp::op(a, b, false);
@@ -169,8 +182,19 @@ pub(super) fn cmps<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
 
 pub(super) fn scas<T: Width>(cpu: &mut Cpu, i: &Insn) -> Exec {
     let asize = i.asize;
-    repeat(cpu, i, |cpu, _| {
+    repeat(cpu, i, |cpu, count| {
         let a = cpu.reg::<T>(0);
+        if count > 1 {
+            let di = index(cpu, RDI, asize);
+            let (n, from) = span::<T>(cpu, Seg::Es, di, asize, count, Access::Read);
+            let equal = i.has(insn_flag::REPNE);
+            if let Some((n, b)) = cpu.mmu.window.read.scan_elements::<T>(from, n, a, equal) {
+                let (r, aux) = Cmp::op(a, b, false);
+                cpu.set_lazy(r, aux);
+                advance::<T>(cpu, RDI, asize, n);
+                return Ok((n, ends(i, a == b)));
+            }
+        }
         let b = cpu.load::<T>(Seg::Es, index(cpu, RDI, asize))?;
         let (r, aux) = Cmp::op(a, b, false);
         cpu.set_lazy(r, aux);

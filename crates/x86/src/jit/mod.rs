@@ -918,6 +918,41 @@ fn map_key(id: u32, linear: u64) -> u64 {
     u64::from(id) << 12 | linear & (PAGE - 1)
 }
 
+/// Number of host instructions in a unit of 64-bit guest code, on a host with BMI2.
+#[cfg(test)]
+fn emitted(code: &[u8]) -> usize {
+    let model = crate::testing::cpu().model;
+    let mode = Mode { bits: 64, amd: true };
+    let (mut guest, mut at) = (Vec::new(), 0);
+    while let Some(insn) =
+        code.get(at..).filter(|c| !c.is_empty()).and_then(|c| decode::decode(c, mode, &model))
+    {
+        at += usize::from(insn.len);
+        guest.push(Guest::new(0x1000, insn, 64));
+    }
+    let key = ModeKey(ModeKey::LONG | ModeKey::SSE | ModeKey::AVX | ModeKey::FS_FLAT | ModeKey::GS_FLAT);
+    let numbers = Numbers {
+        unit: 0,
+        page: 1,
+        site: 0,
+        link: 0,
+        second: None,
+        exec: 0x1000_0000,
+        offset: 0,
+        ctx: 0x1000_0000,
+    };
+    let host = Host { bmi2: true, locks: true, tzcnt: true, lzcnt: true };
+    let out = translate::translate(
+        &guest,
+        numbers,
+        key,
+        host,
+        &Stubs::default(),
+        &mut InstructionInfoFactory::new(),
+    );
+    iced_x86::Decoder::with_ip(64, &out.code, 0x1000_0000, iced_x86::DecoderOptions::NONE).iter().count()
+}
+
 /// Guest and host code of a unit, to standard error.
 #[cold]
 fn log_code(guest: &[Guest], bits: u32, host: &[u8], exec: u64) {

@@ -400,6 +400,55 @@ impl Table {
         true
     }
 
+    /// Compares `count` elements upwards from `linear` with `v` up to the first that is equal (or, without `until_equal`, differs): how many were
+    /// looked at, and the last one. None when the page isn't mapped or the elements leave it.
+    pub(crate) fn scan_elements<T: Scalar + PartialEq>(
+        &self,
+        linear: u64,
+        count: u64,
+        v: T,
+        until_equal: bool,
+    ) -> Option<(u64, T)> {
+        if count == 0 || count > PAGE / T::SIZE {
+            return None;
+        }
+        let p = self.find(linear, count * T::SIZE)?;
+        let mut n = 0;
+        loop {
+            // SAFETY: as above: all count * SIZE bytes are inside of the page.
+            let element = unsafe { T::load(p.add((n * T::SIZE) as usize)) };
+            n += 1;
+            if n == count || (element == v) == until_equal {
+                return Some((n, element));
+            }
+        }
+    }
+
+    /// Compares `count` elements upwards from two addresses up to the first pair that is equal (or, without `until_equal`, differs): how many
+    /// pairs were looked at, and the last one. None when a page isn't mapped or the elements leave it.
+    pub(crate) fn compare_elements<T: Scalar + PartialEq>(
+        &self,
+        a: u64,
+        b: u64,
+        count: u64,
+        until_equal: bool,
+    ) -> Option<(u64, T, T)> {
+        if count == 0 || count > PAGE / T::SIZE {
+            return None;
+        }
+        let (p, q) = (self.find(a, count * T::SIZE)?, self.find(b, count * T::SIZE)?);
+        let mut n = 0;
+        loop {
+            let at = (n * T::SIZE) as usize;
+            // SAFETY: as above, of both pages.
+            let (x, y) = unsafe { (T::load(p.add(at)), T::load(q.add(at))) };
+            n += 1;
+            if n == count || (x == y) == until_equal {
+                return Some((n, x, y));
+            }
+        }
+    }
+
     /// Fills `count` elements upwards from `linear`. False when the page isn't mapped or the bytes leave it.
     pub(crate) fn fill_elements<T: Scalar>(&self, linear: u64, v: T, count: u64) -> bool {
         if count == 0 || count > PAGE / T::SIZE {
