@@ -5,7 +5,7 @@
 //! made from the page void; one process-wide [`epoch`] tells processors that there is something to check again.
 
 use crate::PAGE_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, OnceLock};
 
 static EPOCH: AtomicU64 = AtomicU64::new(1);
@@ -43,11 +43,17 @@ pub fn hits_since(since: u64, mut f: impl FnMut(usize, u64)) -> (u64, Option<()>
     (now, Some(()))
 }
 
+/// Writes for which a page stays guarded after its marks were cleared.
+const GUARD: u8 = 32;
+
 /// Pages in one lazily made piece of the map (2 MiB of memory).
 const CHUNK: usize = 512;
 
 struct Chunk {
     lines: [AtomicU64; CHUNK],
+    /// After a page's marks were cleared: so many more writes are still looked at, because code that is written to is often written to
+    /// again.
+    guard: [AtomicU8; CHUNK],
     version: [AtomicU32; CHUNK],
 }
 
@@ -87,6 +93,15 @@ impl CodeMap {
         self.chunk(offset).map_or(0, |(c, i)| c.lines[i].load(Ordering::Acquire))
     }
 
+    /// Whether writes to the page at `offset` have to be said to [`CodeMap::written`]: it has marks, or had some lately.
+    #[inline]
+    pub fn guarded(&self, offset: u64) -> bool {
+        // The guard first: whoever marks a guarded page relies on it that a guard which ends later shows the marks.
+        self.chunk(offset).is_some_and(|(c, i)| {
+            c.guard[i].load(Ordering::SeqCst) != 0 || c.lines[i].load(Ordering::SeqCst) != 0
+        })
+    }
+
     /// The version of the page at `offset`: advances when marked code in it is written.
     #[inline]
     pub fn version(&self, offset: u64) -> u32 {
@@ -94,19 +109,21 @@ impl CodeMap {
     }
 
     /// Marks lines of the page at `offset`. To be called before the bytes are read. Gives the page's version, to be kept with
-    /// what is made from the bytes, and whether the page had no marks before: then nobody may go on writing to it unseen.
+    /// what is made from the bytes, and whether the page was not guarded before: then nobody may go on writing to it unseen.
     pub fn mark(&self, offset: u64, lines: u64) -> (u32, bool) {
         let page = (offset / PAGE_SIZE) as usize;
         let Some(cell) = self.chunks.get(page / CHUNK) else { return (0, false) };
         let chunk = cell.get_or_init(|| {
             Box::new(Chunk {
                 lines: std::array::from_fn(|_| AtomicU64::new(0)),
+                guard: std::array::from_fn(|_| AtomicU8::new(0)),
                 version: std::array::from_fn(|_| AtomicU32::new(0)),
             })
         });
         self.any.store(true, Ordering::Relaxed);
         let version = chunk.version[page % CHUNK].load(Ordering::Acquire);
-        let fresh = chunk.lines[page % CHUNK].fetch_or(lines, Ordering::SeqCst) == 0;
+        let fresh = chunk.lines[page % CHUNK].fetch_or(lines, Ordering::SeqCst) == 0
+            && chunk.guard[page % CHUNK].load(Ordering::SeqCst) == 0;
         if fresh {
             EPOCH.fetch_add(1, Ordering::SeqCst);
         }
@@ -128,9 +145,18 @@ impl CodeMap {
         let mut at = offset;
         while at < end {
             let next = (at | (PAGE_SIZE - 1)).saturating_add(1).min(end);
-            if let Some((chunk, i)) = self.chunk(at)
-                && chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) != 0
-            {
+            let Some((chunk, i)) = self.chunk(at) else {
+                at = next;
+                continue;
+            };
+            if chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) == 0 {
+                if chunk.guard[i].load(Ordering::Relaxed) != 0 {
+                    let _ =
+                        chunk.guard[i].fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+                }
+            } else {
+                // Before the marks go, so that the page is guarded all the time.
+                chunk.guard[i].store(GUARD, Ordering::SeqCst);
                 // The marks go first. Who marks in between keeps the old version, which is void a moment later; the other way
                 // round it would keep the new version, and lose the marks.
                 chunk.lines[i].store(0, Ordering::SeqCst);
@@ -170,6 +196,14 @@ mod tests {
         assert!(map.written(0x2fff, 0x42), "across pages into the first marked line");
         assert_eq!((map.version(0x3000), map.lines(0x3000)), (version + 1, 0));
         assert!(epoch() > before);
+        assert!(map.guarded(0x3000));
+        assert!(!map.mark(0x3040, line_mask(0x3040, 1)).1, "guarded: nobody writes to it unseen");
+        assert!(map.written(0x3040, 1));
+        for _ in 0..GUARD {
+            assert!(map.guarded(0x3000) && !map.written(0x3000, 1));
+        }
+        assert!(!map.guarded(0x3000) && map.mark(0x3040, line_mask(0x3040, 1)).1);
+        assert!(map.written(0x3040, 1));
         assert!(!map.written(8 << 20, 4) && !map.written(u64::MAX - 2, 4));
     }
 

@@ -16,6 +16,10 @@ pub const MAX_INSNS: usize = 64;
 const ARENA: usize = 512 * 1024;
 /// Entries of the cache from linear addresses to blocks.
 const JUMPS: usize = 4096;
+/// Entries of the cache before the map.
+const NEAR: usize = 16384;
+/// No key: physical addresses have at most 52 bits.
+const VOID: (u64, u32) = (u64::MAX, 0);
 
 /// A piece of memory that a block was made from.
 #[derive(Clone, Debug)]
@@ -55,6 +59,8 @@ pub(crate) struct Block {
     pub links: [Link; 2],
     /// The memory it was made from; None for blocks that aren't kept.
     pub source: Option<Source>,
+    /// The epoch at which the sources were last found fresh.
+    pub checked: u64,
     /// The second page's, for an instruction across a page's end: its physical address too.
     pub second: Option<(u64, Source)>,
 }
@@ -89,6 +95,8 @@ pub(crate) struct BlockCache {
     pub insns: Vec<Insn>,
     pub blocks: Vec<Block>,
     map: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
+    /// The map's entries that were asked for lately, direct mapped: key and block.
+    near: Box<[(u64, u32)]>,
     jumps: Box<[Jump]>,
 }
 
@@ -103,6 +111,7 @@ impl BlockCache {
             insns: Vec::new(),
             blocks: Vec::new(),
             map: HashMap::default(),
+            near: vec![VOID; NEAR].into(),
             jumps: vec![Jump::default(); JUMPS].into(),
         }
     }
@@ -112,6 +121,7 @@ impl BlockCache {
         self.insns.clear();
         self.blocks.clear();
         self.map.clear();
+        self.near.fill(VOID);
         self.jumps.fill(Jump::default());
     }
 
@@ -137,15 +147,35 @@ impl BlockCache {
         }
     }
 
-    /// The block made from a physical address, when it is still good. `second` translates the linear page after.
-    pub(crate) fn find(&self, physical: u64, mode: u64, second: impl FnOnce() -> Option<u64>) -> Option<u32> {
-        let i = *self.map.get(&key(physical, mode))?;
-        let block = self.blocks.get(i as usize)?;
-        if !block.source.as_ref()?.fresh() {
-            return None;
+    fn near(key: u64) -> usize {
+        (key ^ key >> 14) as usize & (NEAR - 1)
+    }
+
+    /// The block made from a physical address, when it is still good. `second` translates the linear page after. While the `epoch` that
+    /// the processor dealt with stays the same, no code was written to, and sources found fresh once need no second look.
+    pub(crate) fn find(
+        &mut self,
+        physical: u64,
+        mode: u64,
+        epoch: u64,
+        second: impl FnOnce() -> Option<u64>,
+    ) -> Option<u32> {
+        let key = key(physical, mode);
+        let near = self.near.get_mut(Self::near(key))?;
+        if near.0 != key {
+            *near = (key, *self.map.get(&key)?);
         }
-        if let Some((page, source)) = &block.second
-            && (!source.fresh() || second() != Some(*page))
+        let i = near.1;
+        let block = self.blocks.get_mut(i as usize)?;
+        if block.checked != epoch {
+            let fresh = block.source.as_ref()?.fresh();
+            if !fresh || block.second.as_ref().is_some_and(|(_, source)| !source.fresh()) {
+                return None;
+            }
+            block.checked = epoch;
+        }
+        if let Some((page, _)) = &block.second
+            && second() != Some(*page)
         {
             return None;
         }
@@ -158,7 +188,11 @@ impl BlockCache {
         let keep = block.source.is_some();
         self.blocks.push(block);
         if keep {
-            self.map.insert(key(physical, mode), i);
+            let key = key(physical, mode);
+            self.map.insert(key, i);
+            if let Some(near) = self.near.get_mut(Self::near(key)) {
+                *near = (key, i);
+            }
         }
         i
     }

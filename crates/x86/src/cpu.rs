@@ -56,6 +56,10 @@ pub struct Cpu {
     /// Lazy arithmetic flags: carries and deviations.
     pub(crate) lazy_aux: u64,
     pub(crate) segc: [FastSegment; 8],
+    /// The host's MXCSR holds the guest's, which has default controls; exceptions gather there. See [`Cpu::settle`].
+    pub(crate) mxcsr_live: bool,
+    /// The host's x87 registers hold the guest's, of which all exceptions are masked. See [`Cpu::settle`].
+    pub(crate) x87_live: bool,
     pub(crate) mmu: Mmu,
     pub(crate) view: View,
     pub(crate) debug_armed: bool,
@@ -82,10 +86,14 @@ pub struct Cpu {
     pub(crate) signals: Arc<Signals>,
     blocks: Option<Box<BlockCache>>,
     pub(crate) jit: Option<Box<Jit>>,
+    /// The run in progress uses the translator.
+    translating: bool,
 }
 
 /// RFLAGS bits that `mode_changed` depends on.
 const MODE_FLAGS: u64 = flag::VM | flag::AC;
+/// Bytes of a line of code marks.
+const LINE: u64 = 64;
 /// Exceptions in a row without one retired instruction after which the machine gets its thread back for a moment.
 const FAULTS_IN_A_ROW: u32 = 10_000;
 
@@ -103,6 +111,8 @@ impl Cpu {
             lazy_result: 0,
             lazy_aux: 0,
             segc: [FastSegment::default(); 8],
+            mxcsr_live: false,
+            x87_live: false,
             mmu: Mmu::new(),
             view: View::Kernel,
             debug_armed: false,
@@ -124,6 +134,7 @@ impl Cpu {
             signals,
             blocks: Some(Box::new(BlockCache::new())),
             jit: None,
+            translating: false,
         };
         cpu.mode_changed();
         cpu.adopt_flags();
@@ -139,6 +150,7 @@ impl Cpu {
         self.adopt_flags();
         self.mode_changed();
         let end = self.state.icount.saturating_add(budget);
+        self.translating = self.jit.is_some();
         let exit = match self.jit.take() {
             None => self.run_loop(&mut cache, end),
             Some(mut jit) => {
@@ -148,6 +160,7 @@ impl Cpu {
             }
         };
         self.materialize_flags();
+        self.settle();
         self.blocks = Some(cache);
         exit
     }
@@ -167,6 +180,30 @@ impl Cpu {
     /// What the translator did so far; None when the processor interprets.
     pub fn jit_stats(&self) -> Option<&JitStats> {
         self.jit.as_ref().map(|jit| jit.stats())
+    }
+
+    /// Brings the parts of the state that instructions leave in the host's registers (MXCSR, x87) back to [`Cpu::state`]. Called before anything
+    /// but instructions of `exec` and `native` can look at them, or compute with floats.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self) {
+        self.settle_mxcsr();
+        self.settle_x87();
+    }
+
+    /// [`Cpu::settle`] for MXCSR alone.
+    #[inline(always)]
+    pub(crate) fn settle_mxcsr(&mut self) {
+        if self.mxcsr_live {
+            crate::native::leave_mxcsr(self);
+        }
+    }
+
+    /// [`Cpu::settle`] for the x87 state alone.
+    #[inline(always)]
+    pub(crate) fn settle_x87(&mut self) {
+        if self.x87_live {
+            crate::native::leave_x87(self);
+        }
     }
 
     /// Executes one instruction.
@@ -315,9 +352,14 @@ impl Cpu {
         self.mmu.drop_page(linear);
     }
 
-    /// Code that blocks were made from has been written to by this processor.
+    /// Code that blocks were made from has been written to by this processor. `before`: the epoch before the write.
     #[cold]
-    pub(crate) fn code_changed(&mut self) {
+    pub(crate) fn code_changed(&mut self, before: u64) {
+        if !self.translating && self.epoch == before && hyaline_ram::code::epoch() == before + 1 {
+            // Nothing but this write: no page got marks, so none has to leave the write tables. The translator looks at versions when the
+            // epoch changes, so that it has to see the change.
+            self.epoch = before + 1;
+        }
         // Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
         self.mmu.renew();
         self.stop_at = 0;
@@ -546,6 +588,7 @@ impl Cpu {
     /// executed before looking again.
     #[cold]
     fn attend(&mut self) -> Result<u64, Exit> {
+        self.settle();
         let pending = self.signals.pending();
         if pending & Signals::REMAP != 0 {
             self.signals.clear(Signals::REMAP);
@@ -641,6 +684,7 @@ impl Cpu {
     #[cold]
     pub(crate) fn deliver(&mut self, fault: Fault, faults: &mut u32) -> Result<(), Exit> {
         self.materialize_flags();
+        self.settle();
         match fault {
             Fault::Again => {
                 self.look_around();
@@ -651,7 +695,7 @@ impl Cpu {
                 Err(exit)
             }
             Fault::Exception { vector, error } => {
-                let done = event::exception(self, vector, error);
+                let done = event::exception(self, vector, error.map(u32::from));
                 self.refresh();
                 done?;
                 *faults += 1;
@@ -695,7 +739,8 @@ impl Cpu {
         let physical = self.translate_fetch(linear)?;
         let mode = self.mode_number();
         let room = (self.code_limit - rip).saturating_add(1);
-        let found = cache.find(physical, mode, || {
+        let epoch = self.epoch;
+        let found = cache.find(physical, mode, epoch, || {
             let next = (linear | (PAGE - 1)).wrapping_add(1);
             self.translate_fetch(next).ok().map(|p| p & !(PAGE - 1))
         });
@@ -762,21 +807,27 @@ impl Cpu {
             links: Default::default(),
             source: None,
             second: None,
+            checked: 0,
         };
         let memory = matches!(self.mmu.physical.find(physical, self.env.memory()), Backing::Memory { .. });
         // The first line is marked before anything is read, the others as the block grows.
         block.source = self.code_source(physical, 1);
         let version = block.source.as_ref().map(|s| s.version);
+        // The first byte whose line isn't marked yet.
+        let mut unmarked = (physical | (LINE - 1)) + 1;
         while usize::from(block.len) < MAX_INSNS {
             let len = (in_page - at).min(15).min(room - at);
             if len == 0 {
                 break;
             }
-            if let Some(source) = self.code_source(physical + at, len.min(in_page - at))
-                && Some(source.version) != version
-            {
-                // Written to meanwhile by another processor: what was read before is void with its version.
-                break;
+            if physical + at + len > unmarked {
+                unmarked = ((physical + at + len - 1) | (LINE - 1)) + 1;
+                if let Some(source) = self.code_source(physical + at, len)
+                    && Some(source.version) != version
+                {
+                    // Written to meanwhile by another processor: what was read before is void with its version.
+                    break;
+                }
             }
             let mut buf = [0_u8; 15];
             if let Some(buf) = buf.get_mut(..len as usize) {

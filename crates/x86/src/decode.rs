@@ -209,6 +209,7 @@ fn foreign_handler(code: Code) -> Option<Handler> {
 fn with_exact_flags(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let Some(handler) = foreign_handler(insn.code) else { return Err(Fault::ud()) };
     cpu.materialize_flags();
+    cpu.settle();
     let result = handler(cpu, insn);
     cpu.adopt_flags();
     result

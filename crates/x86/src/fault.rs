@@ -37,8 +37,8 @@ pub enum Fault {
     Exception {
         /// Its vector, 0-31.
         vector: u8,
-        /// Its error code, when the vector pushes one.
-        error: Option<u32>,
+        /// Its error code, when the vector pushes one. All of them have 16 bits, and a result of 8 bytes goes in a register.
+        error: Option<u16>,
     },
     /// The run ends here.
     Stop(Exit),
@@ -86,7 +86,7 @@ macro_rules! coded {
         #[doc = $doc]
         #[cold]
         pub const fn $name(error: u32) -> Fault {
-            Fault::Exception { vector: vector::$vector, error: Some(error) }
+            Fault::Exception { vector: vector::$vector, error: Some(error as u16) }
         }
     )* };
 }

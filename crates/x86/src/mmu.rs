@@ -336,7 +336,7 @@ impl Cpu {
             && access == Access::Write
             && !readonly
             && ram.logging() == 0
-            && ram.code().lines(offset) == 0
+            && !ram.code().guarded(offset)
         {
             self.mmu.window.fill_write(linear, ram, offset, page.global);
         }
@@ -424,6 +424,7 @@ impl Cpu {
 
     /// Who makes an access by which exit: also brings the machine's clock up to this instruction.
     pub(crate) fn origin(&mut self, exit: ExitKind) -> Origin {
+        self.settle_mxcsr();
         let icount = self.icount();
         self.env.at(icount);
         // Devices may write to memory, and ask for things, because of this access: look after this instruction.
@@ -448,9 +449,9 @@ impl Cpu {
 
     /// After a write to memory that may hold code: what was made from it is void.
     #[inline]
-    fn after_write(&mut self, hit: bool) {
+    fn after_write(&mut self, hit: bool, before: u64) {
         if hit {
-            self.code_changed();
+            self.code_changed(before);
         }
     }
 
@@ -462,6 +463,7 @@ impl Cpu {
             let at = offset | physical & (PAGE - 1);
             if let Some(ram) = self.mmu.physical.block(block) {
                 let hit = ram_hit(ram, at, size);
+                let before = hyaline_ram::code::epoch();
                 let done = match size {
                     1 => ram.store_u8(at, value as u8),
                     2 => ram.store_u16(at, value as u16),
@@ -473,7 +475,7 @@ impl Cpu {
                     }
                 };
                 if done.is_some() {
-                    self.after_write(hit);
+                    self.after_write(hit, before);
                     return;
                 }
             }

@@ -23,6 +23,7 @@ pub(crate) enum View {
 }
 
 const EXEC_ENTRIES: usize = 1024;
+const EXEC_SEEN: usize = 8192;
 
 #[derive(Clone, Copy)]
 struct ExecEntry {
@@ -43,6 +44,8 @@ pub(crate) struct Window {
     pub code: CodeTable,
     exec: Box<[ExecEntry]>,
     exec_used: bool,
+    /// Bits by page number: code may have been fetched from there since the generation began.
+    exec_seen: Box<[u64; EXEC_SEEN / 64]>,
     /// Bits by slot: the entry is of a global page.
     global: [Box<[u64; ENTRIES / 64]>; 2],
     /// Unique number of the present contents: what was derived from them (a linear address's block) is void when it changes.
@@ -58,6 +61,7 @@ impl Window {
             code,
             exec: (0..EXEC_ENTRIES).map(void_exec).collect(),
             exec_used: false,
+            exec_seen: Box::new([0; EXEC_SEEN / 64]),
             global: [Box::new([0; ENTRIES / 64]), Box::new([0; ENTRIES / 64])],
             generation,
         })
@@ -72,9 +76,26 @@ impl Window {
 
     pub(crate) fn fill_exec(&mut self, linear: u64, physical: u64, global: bool) {
         self.exec_used = true;
+        self.see(linear);
         if let Some(e) = self.exec.get_mut((linear >> 12) as usize & (EXEC_ENTRIES - 1)) {
             *e = ExecEntry { tag: linear & !(PAGE - 1), physical: physical & !(PAGE - 1), global };
         }
+    }
+
+    fn seen_bit(linear: u64) -> (usize, u64) {
+        let page = (linear >> 12) as usize & (EXEC_SEEN - 1);
+        (page / 64, 1 << (page % 64))
+    }
+    fn see(&mut self, linear: u64) {
+        let (word, bit) = Self::seen_bit(linear);
+        if let Some(w) = self.exec_seen.get_mut(word) {
+            *w |= bit;
+        }
+    }
+    /// Whether anything of the present generation may be derived from the page of `linear`.
+    fn seen(&self, linear: u64) -> bool {
+        let (word, bit) = Self::seen_bit(linear);
+        self.exec_seen.get(word).is_some_and(|w| w & bit != 0)
     }
 
     fn set_global(&mut self, table: usize, linear: u64, global: bool) {
@@ -112,8 +133,13 @@ impl Window {
         }
         if self.exec_used {
             self.exec_used = keep_global;
-            for (i, e) in self.exec.iter_mut().enumerate() {
-                if !(keep_global && e.global) {
+            self.exec_seen.fill(0);
+            for i in 0..EXEC_ENTRIES {
+                let Some(e) = self.exec.get_mut(i) else { break };
+                if keep_global && e.global {
+                    let linear = e.tag;
+                    self.see(linear);
+                } else {
                     *e = void_exec(i);
                 }
             }
@@ -121,7 +147,9 @@ impl Window {
     }
 
     fn drop_page(&mut self, linear: u64, generation: u64) {
-        self.generation = generation;
+        if self.seen(linear) {
+            self.generation = generation;
+        }
         self.read.drop_page(linear);
         self.write.drop_page(linear);
         self.code.drop_page(linear);

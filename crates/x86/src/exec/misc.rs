@@ -145,6 +145,7 @@ pub(super) fn flush_line(cpu: &mut Cpu, i: &Insn) -> Exec {
 /// The TSC as this processor sees it.
 fn tsc(cpu: &mut Cpu) -> u64 {
     let icount = cpu.icount();
+    cpu.settle_mxcsr();
     cpu.env.tsc(icount).wrapping_add(cpu.state.tsc_offset)
 }
 fn tsc_allowed(cpu: &Cpu) -> Exec {
@@ -169,6 +170,7 @@ pub(super) fn rdpid(cpu: &mut Cpu, i: &Insn) -> Exec {
 }
 /// RDRAND and RDSEED: CF = 1 says that the number is good.
 pub(super) fn random(cpu: &mut Cpu, i: &Insn) -> Exec {
+    cpu.settle_mxcsr();
     let v = cpu.env.random();
     match i.size {
         2 => cpu.set_reg(i.r0, v as u16),

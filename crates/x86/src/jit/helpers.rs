@@ -85,6 +85,8 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     cpu.stop_at = u32::MAX;
     cpu.index = 0;
     let done = (insn.handler)(cpu, &insn);
+    // Generated code takes MXCSR from the state; it leaves the x87 registers alone.
+    cpu.settle_mxcsr();
     if let Err(fault) = done {
         return faulted(c, cpu, jit, fault);
     }

@@ -975,6 +975,7 @@ fn log_code(guest: &[Guest], bits: u32, host: &[u8], exec: u64) {
 
 /// The state to generated code's registers.
 fn to_context(cpu: &mut Cpu, c: &mut Context) {
+    cpu.settle_mxcsr();
     c.gpr = cpu.state.gpr;
     c.flags = pack_flags(cpu.arithmetic_flags());
     c.base = cpu.state.seg.each_ref().map(|s| s.base);

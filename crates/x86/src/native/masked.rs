@@ -80,6 +80,7 @@ pub(super) fn mask_move(cpu: &mut Cpu, insn: &Insn) -> Exec {
         },
     )?;
     if mmx {
+        cpu.settle_x87();
         super::x87::check_pending(cpu)?;
     }
     // Operand 0 is the implicit memory operand.

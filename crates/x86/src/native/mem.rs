@@ -336,6 +336,13 @@ impl Table {
         }
     }
 
+    /// The host address of `size` bytes (at most a page) at `linear` for one instruction of the host that accesses them in the guest's
+    /// stead, when the table maps them and they are within one page.
+    #[inline(always)]
+    pub(super) fn host(&self, linear: u64, size: u64) -> Option<*mut u8> {
+        self.find(linear, size)
+    }
+
     /// Loads, when the table maps the whole access.
     #[inline(always)]
     pub(crate) fn load<T: Scalar>(&self, linear: u64) -> Option<T> {
@@ -523,7 +530,7 @@ impl Table {
             let e = &mut Table::all(&mut self.entries)[slot];
             let holds_code = blocks.iter().any(|b| {
                 let offset = e.host.wrapping_sub(b.host_ptr() as u64);
-                offset < b.len() && b.code().lines(offset) != 0
+                offset < b.len() && b.code().guarded(offset)
             });
             if holds_code {
                 e.tag = void(slot).tag;

@@ -84,8 +84,15 @@ fn handler_of(plan: &Plan) -> Handler {
             |cpu, insn| execute_masked(cpu, insn, planned(insn)?)
         }
         (Class::Mmx | Class::SseMmx, ..) => |cpu, insn| execute_mmx(cpu, insn, planned(insn)?),
-        (_, Memory::None, false) => execute_registers,
-        (_, Memory::Load, false) => execute_load,
+        (_, Memory::None, false) => |cpu, insn| run::<NONE, false, false>(cpu, insn),
+        (_, Memory::Load, false) => |cpu, insn| run::<LOAD, false, false>(cpu, insn),
+        (_, Memory::Store, false) => |cpu, insn| run::<STORE, false, false>(cpu, insn),
+        (_, Memory::None, true) if !plan.flags => |cpu, insn| run::<NONE, true, false>(cpu, insn),
+        (_, Memory::Load, true) if !plan.flags => |cpu, insn| run::<LOAD, true, false>(cpu, insn),
+        (_, Memory::None, true) if plan.simd => |cpu, insn| run::<NONE, true, true>(cpu, insn),
+        (_, Memory::Load, true) if plan.simd => |cpu, insn| run::<LOAD, true, true>(cpu, insn),
+        (_, Memory::None, true) => |cpu, insn| run::<NONE, false, true>(cpu, insn),
+        (_, Memory::Load, true) => |cpu, insn| run::<LOAD, false, true>(cpu, insn),
         _ => |cpu, insn| execute(cpu, insn, planned(insn)?),
     }
 }
@@ -137,6 +144,7 @@ fn in_rust(i: &Instruction) -> Option<Handler> {
         },
         Code::Emms => |cpu, _| {
             available(cpu, Class::Mmx)?;
+            cpu.settle_x87();
             x87::check_pending(cpu)?;
             // The manuals differ on TOP; AMD's processors clear it, as every MMX instruction does.
             cpu.state.x87.fsw &= !0x3800;
@@ -300,26 +308,68 @@ fn call_plain(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) {
     unsafe { call_entry(plan, &raw mut cpu.state, buffer) };
 }
 
-/// Register operands only, no MXCSR, no flags.
-fn execute_registers(cpu: &mut Cpu, insn: &Insn) -> Exec {
+/// Memory operands of [`run`].
+const NONE: u8 = 0;
+const LOAD: u8 = 1;
+const STORE: u8 = 2;
+
+/// The common case: the memory operand is where a TLB maps it, so that the thunk works on guest memory itself, as the instruction would,
+/// and MXCSR has default controls. Everything else is [`execute`]'s.
+#[inline(always)]
+fn run<const MEMORY: u8, const SIMD: bool, const FLAGS: bool>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let plan = planned(insn)?;
     available(cpu, plan.class)?;
-    // The thunk doesn't use the buffer.
-    let mut buffer = Buffer::default();
-    call_plain(cpu, plan, &mut buffer);
+    let size = u64::from(plan.size);
+    let memory = if MEMORY == NONE {
+        std::ptr::NonNull::<Buffer>::dangling().as_ptr().cast()
+    } else {
+        let at = cpu.mem_addr(insn);
+        check_alignment(cpu, at, plan.align)?;
+        match if MEMORY == LOAD { host_read(cpu, at, size) } else { host_write(cpu, at, size) } {
+            Some(p) => p,
+            None => return execute_slowly(cpu, insn),
+        }
+    };
+    let Some(entry) = plan.entry else { return execute_slowly(cpu, insn) };
+    if SIMD && !(cpu.mxcsr_live || enter_mxcsr(cpu)) {
+        return execute_slowly(cpu, insn);
+    }
+    if FLAGS {
+        cpu.materialize_flags();
+    }
+    // SAFETY: a thunk of any class but X87 takes the state. Its memory operand is `size` bytes at `memory`, which the TLB maps for
+    // this kind of access; without one it doesn't use the pointer. All exceptions are masked.
+    unsafe { entry(&raw mut cpu.state, memory) };
+    if FLAGS {
+        cpu.adopt_flags();
+    }
     Ok(())
 }
 
-/// A loaded operand, no MXCSR, no flags.
-fn execute_load(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let plan = planned(insn)?;
-    available(cpu, plan.class)?;
-    let at = cpu.mem_addr(insn);
-    check_alignment(cpu, at, plan.align)?;
-    let mut buffer = Buffer::default();
-    general_load(cpu, at, &mut buffer, usize::from(plan.size))?;
-    call_plain(cpu, plan, &mut buffer);
-    Ok(())
+#[cold]
+#[inline(never)]
+fn execute_slowly(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    execute(cpu, insn, planned(insn)?)
+}
+
+/// Where the host has `size` bytes of guest memory that may be read without further checks.
+#[inline(always)]
+fn host_read(cpu: &Cpu, at: (Seg, u64), size: u64) -> Option<*mut u8> {
+    let s = &cpu.segc[at.0 as usize & 7];
+    if at.1.wrapping_add(size) > s.readable {
+        return None;
+    }
+    cpu.mmu.window.read.host(s.base.wrapping_add(at.1), size)
+}
+
+/// The same for writing.
+#[inline(always)]
+fn host_write(cpu: &Cpu, at: (Seg, u64), size: u64) -> Option<*mut u8> {
+    let s = &cpu.segc[at.0 as usize & 7];
+    if at.1.wrapping_add(size) > s.writable {
+        return None;
+    }
+    cpu.mmu.window.write.host(s.base.wrapping_add(at.1), size)
 }
 
 /// Any instruction without MMX registers or masked memory.
@@ -361,6 +411,7 @@ fn execute_masked(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
 /// An instruction with MMX registers.
 fn execute_mmx(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     available(cpu, plan.class)?;
+    cpu.settle_x87();
     x87::check_pending(cpu)?;
     let at = operand(cpu, insn, plan.memory != Memory::None);
     check_alignment(cpu, at, plan.align)?;
@@ -434,21 +485,41 @@ unsafe fn write_mxcsr(value: u32) {
     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags)) };
 }
 
-/// Runs an instruction under the guest's MXCSR.
-#[inline]
-fn call_simd(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec {
+/// Loads the guest's MXCSR into the host's, where it stays until [`Cpu::settle`]: its controls are Rust's too, only the sticky flags differ.
+/// False: the guest has other controls.
+#[cold]
+#[inline(never)]
+fn enter_mxcsr(cpu: &mut Cpu) -> bool {
     let guest = cpu.state.mxcsr;
     if guest & !FLAGS != MASKS {
-        return call_simd_controlled(cpu, plan, buffer);
+        return false;
     }
-    // The guest's controls are Rust's too: only the sticky flags are exchanged, and they rarely differ.
     if read_mxcsr() != guest {
         // SAFETY: `guest` has default controls, all exceptions masked.
         unsafe { write_mxcsr(guest) };
     }
+    cpu.mxcsr_live = true;
+    true
+}
+
+/// Takes the guest's MXCSR back from the host's.
+#[cold]
+#[inline(never)]
+pub(crate) fn leave_mxcsr(cpu: &mut Cpu) {
+    cpu.state.mxcsr = read_mxcsr();
+    cpu.mxcsr_live = false;
+}
+
+pub(crate) use x87::leave as leave_x87;
+
+/// Runs an instruction under the guest's MXCSR.
+#[inline]
+fn call_simd(cpu: &mut Cpu, plan: &Plan, buffer: &mut Buffer) -> Exec {
+    if !(cpu.mxcsr_live || enter_mxcsr(cpu)) {
+        return call_simd_controlled(cpu, plan, buffer);
+    }
     // SAFETY: as in `call_plain`; all exceptions are masked.
     unsafe { call_entry(plan, &raw mut cpu.state, buffer) };
-    cpu.state.mxcsr = read_mxcsr();
     Ok(())
 }
 

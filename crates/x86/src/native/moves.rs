@@ -6,70 +6,112 @@ use crate::cpu::Cpu;
 use crate::decode::{Handler, Insn};
 use crate::fault::Exec;
 use iced_x86::{Code, Instruction, OpKind};
+use std::arch::x86_64::{__m128i, _mm_load_si128, _mm_set_epi64x, _mm_store_si128, _mm_xor_si128};
 
 fn r(n: u8) -> usize {
     usize::from(n) & 31
 }
 
-fn load128(cpu: &mut Cpu, insn: &Insn, align: u16) -> Exec<[u64; 2]> {
-    let at = cpu.mem_addr(insn);
-    check_alignment(cpu, at, align)?;
-    let low = cpu.load::<u64>(at.0, at.1)?;
-    let high = cpu.load::<u64>(at.0, super::next_offset(cpu, at.1, 8))?;
-    Ok([low, high])
+/// The low 128 bits of a vector register. Always read and written as a whole: the processor forwards what was just stored only to
+/// loads that lie within one store.
+#[inline(always)]
+fn get(cpu: &Cpu, n: u8) -> __m128i {
+    // SAFETY: 16 readable, aligned bytes.
+    unsafe { _mm_load_si128(cpu.state.vec[r(n)].0.as_ptr().cast()) }
 }
 
-fn store128(cpu: &mut Cpu, insn: &Insn, align: u16, value: &[u64; 8]) -> Exec {
+#[inline(always)]
+fn put(cpu: &mut Cpu, n: u8, value: __m128i) {
+    // SAFETY: 16 writable, aligned bytes.
+    unsafe { _mm_store_si128(cpu.state.vec[r(n)].0.as_mut_ptr().cast(), value) }
+}
+
+/// One quadword in the low half, zero in the high half.
+#[inline(always)]
+fn low(value: u64) -> __m128i {
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe { _mm_set_epi64x(0, value as i64) }
+}
+
+#[inline(always)]
+fn load128(cpu: &mut Cpu, insn: &Insn, align: u16) -> Exec {
+    available(cpu, Class::Sse)?;
     let at = cpu.mem_addr(insn);
     check_alignment(cpu, at, align)?;
+    let value: __m128i;
+    if let Some(p) = super::host_read(cpu, at, 16) {
+        // SAFETY: the TLB maps 16 readable bytes at `p`; an opaque load, because others may write there.
+        unsafe {
+            std::arch::asm!("movups {}, [{}]", out(xmm_reg) value, in(reg) p, options(nostack, preserves_flags, readonly))
+        };
+    } else {
+        value = load128_slow(cpu, at)?;
+    }
+    put(cpu, insn.r0, value);
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn load128_slow(cpu: &mut Cpu, at: (crate::state::Seg, u64)) -> Exec<__m128i> {
     let mut buffer = Buffer::default();
-    buffer.0[..8].copy_from_slice(&value[0].to_le_bytes());
-    buffer.0[8..16].copy_from_slice(&value[1].to_le_bytes());
+    super::general_load(cpu, at, &mut buffer, 16)?;
+    // SAFETY: the buffer holds more than 16 bytes and is aligned to 64.
+    Ok(unsafe { _mm_load_si128(buffer.0.as_ptr().cast()) })
+}
+
+#[inline(always)]
+fn store128(cpu: &mut Cpu, insn: &Insn, align: u16) -> Exec {
+    available(cpu, Class::Sse)?;
+    let value = get(cpu, insn.r1);
+    let at = cpu.mem_addr(insn);
+    check_alignment(cpu, at, align)?;
+    if let Some(p) = super::host_write(cpu, at, 16) {
+        // SAFETY: the TLB maps 16 writable bytes at `p`.
+        unsafe {
+            std::arch::asm!("movups [{}], {}", in(reg) p, in(xmm_reg) value, options(nostack, preserves_flags))
+        };
+        return Ok(());
+    }
+    store128_slow(cpu, at, value)
+}
+
+#[cold]
+#[inline(never)]
+fn store128_slow(cpu: &mut Cpu, at: (crate::state::Seg, u64), value: __m128i) -> Exec {
+    let mut buffer = Buffer::default();
+    // SAFETY: as above.
+    unsafe { _mm_store_si128(buffer.0.as_mut_ptr().cast(), value) };
     super::general_store(cpu, at, &mut buffer, 16)
 }
 
 fn load_aligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    available(cpu, Class::Sse)?;
-    let [low, high] = load128(cpu, insn, 16)?;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (low, high);
-    Ok(())
+    load128(cpu, insn, 16)
 }
 
 fn load_unaligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    available(cpu, Class::Sse)?;
-    let [low, high] = load128(cpu, insn, 1)?;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (low, high);
-    Ok(())
+    load128(cpu, insn, 1)
 }
 
 fn store_aligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    available(cpu, Class::Sse)?;
-    let value = cpu.state.vec[r(insn.r1)].0;
-    store128(cpu, insn, 16, &value)
+    store128(cpu, insn, 16)
 }
 
 fn store_unaligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    available(cpu, Class::Sse)?;
-    let value = cpu.state.vec[r(insn.r1)].0;
-    store128(cpu, insn, 1, &value)
+    store128(cpu, insn, 1)
 }
 
 fn copy(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
-    let from = cpu.state.vec[r(insn.r1)].0;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (from[0], from[1]);
+    put(cpu, insn.r0, get(cpu, insn.r1));
     Ok(())
 }
 
 fn xor(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
-    let from = cpu.state.vec[r(insn.r1)].0;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    to[0] ^= from[0];
-    to[1] ^= from[1];
+    // SAFETY: SSE2 is part of x86-64.
+    let value = unsafe { _mm_xor_si128(get(cpu, insn.r0), get(cpu, insn.r1)) };
+    put(cpu, insn.r0, value);
     Ok(())
 }
 
@@ -78,8 +120,7 @@ fn load64(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
     let (seg, offset) = cpu.mem_addr(insn);
     let value = cpu.load::<u64>(seg, offset)?;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (value, 0);
+    put(cpu, insn.r0, low(value));
     Ok(())
 }
 
@@ -88,8 +129,7 @@ fn load32(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
     let (seg, offset) = cpu.mem_addr(insn);
     let value = cpu.load::<u32>(seg, offset)?;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (u64::from(value), 0);
+    put(cpu, insn.r0, low(value.into()));
     Ok(())
 }
 
@@ -108,16 +148,14 @@ fn store32(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn from_general64(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
     let value = cpu.state.gpr[usize::from(insn.r1) & 15];
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (value, 0);
+    put(cpu, insn.r0, low(value));
     Ok(())
 }
 
 fn from_general32(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu, Class::Sse)?;
     let value = cpu.state.gpr[usize::from(insn.r1) & 15] as u32;
-    let to = &mut cpu.state.vec[r(insn.r0)].0;
-    (to[0], to[1]) = (u64::from(value), 0);
+    put(cpu, insn.r0, low(value.into()));
     Ok(())
 }
 

@@ -72,6 +72,10 @@ pub(super) struct Mask {
 pub struct Plan {
     /// The thunk in the arena, or None: then `code` runs in the scratch slot.
     pub(super) entry: Option<Entry>,
+    /// x87 only: the thunk for when the guest's x87 state is in the host's registers. Its first argument is the address of the flags.
+    pub(super) live: Option<Entry>,
+    /// The bytes of that one, kept only without an entry.
+    pub(super) live_code: Box<[u8]>,
     /// The thunk's bytes, kept only without an entry.
     pub(super) code: Box<[u8]>,
     pub(super) class: Class,
@@ -125,9 +129,15 @@ pub(super) fn find(i: &Instruction, bytes: &[u8], bits: u32) -> Found {
                 plans.insert(key, None);
                 return Found::Unsupported;
             };
-            let Some(at) = arena::lock().ok().and_then(|mut arena| arena.add(&plan.code)) else {
-                return Found::Full;
-            };
+            let put = |code: &[u8]| arena::lock().ok().and_then(|mut arena| arena.add(code));
+            let Some(at) = put(&plan.code) else { return Found::Full };
+            if !plan.live_code.is_empty()
+                && let Some(at) = put(&plan.live_code)
+            {
+                // SAFETY: `at` is the start of a whole function of this type, in memory that never changes again.
+                plan.live = Some(unsafe { std::mem::transmute::<*const u8, Entry>(at) });
+                plan.live_code = Box::default();
+            }
             // SAFETY: `at` is the start of a whole function of this type, in memory that never changes again.
             plan.entry = Some(unsafe { std::mem::transmute::<*const u8, Entry>(at) });
             plan.code = Box::default();
@@ -534,8 +544,19 @@ fn x87_plan(i: &Instruction, code: &[u8], reads_flags: bool, writes_flags: bool)
         e.bytes.extend([0x9c, 0x58, 0x89, 0x47, super::x87::FLAGS_OFFSET as u8]);
     }
     e.bytes.extend([0xdd, 0x37, 0xc3]); // fnsave [rdi]; ret
+    // The same without the image: the flags are at [rdi].
+    let mut live = Vec::new();
+    if reads_flags {
+        live.extend([0x8b, 0x07, 0xc1, 0xe0, 0x08, 0x9e]); // mov eax, [rdi]; shl eax, 8; sahf
+    }
+    live.extend_from_slice(code);
+    if writes_flags {
+        live.extend([0x9c, 0x58, 0x89, 0x07]); // pushfq; pop rax; mov [rdi], eax
+    }
+    live.push(0xc3);
     let memory = memory_use(i);
     let mut plan = place(e.bytes);
+    plan.live_code = live.into();
     plan.class = Class::X87;
     plan.memory = memory;
     plan.size = if memory == Memory::None { 0 } else { i.memory_size().size() as u16 };
@@ -546,6 +567,8 @@ fn x87_plan(i: &Instruction, code: &[u8], reads_flags: bool, writes_flags: bool)
 fn place(code: Vec<u8>) -> Plan {
     Plan {
         entry: None,
+        live: None,
+        live_code: Box::default(),
         code: code.into(),
         class: Class::Sse,
         memory: Memory::None,

@@ -160,6 +160,12 @@ pub(super) fn check_pending(cpu: &mut Cpu) -> Exec {
 /// Executes an arithmetic, load, store or stack instruction with a thunk.
 pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     available(cpu)?;
+    if let Some(entry) = plan.live
+        && (cpu.x87_live || enter(cpu))
+    {
+        return execute_live(cpu, insn, plan, entry);
+    }
+    cpu.settle_x87();
     check_pending(cpu)?;
     let mut buffer = super::Buffer::default();
     let address = operand(cpu, insn, plan.memory != Memory::None);
@@ -212,9 +218,98 @@ pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
     Ok(())
 }
 
+/// Loads the guest's x87 state into the host's registers, where it stays from instruction to instruction until [`Cpu::settle`]: no compiled
+/// code on x86-64 uses them. False: the guest has unmasked exceptions, which must not become the host's.
+#[cold]
+#[inline(never)]
+fn enter(cpu: &mut Cpu) -> bool {
+    let x87 = &cpu.state.x87;
+    if x87.fcw & FLAGS != FLAGS || x87.fsw & ES != 0 {
+        return false;
+    }
+    let mut image = [0; 108];
+    fill(x87, &mut image);
+    // SAFETY: 108 bytes in the 32-bit protected format, without an unmasked exception. What it leaves in the registers is taken out again
+    // before this thread does anything but execute guest instructions.
+    unsafe {
+        std::arch::asm!("frstor [{}]", in(reg) image.as_ptr(), options(nostack, preserves_flags, readonly))
+    };
+    cpu.x87_live = true;
+    true
+}
+
+/// Takes the guest's x87 state back from the host's registers, which are left as after FNINIT.
+#[cold]
+#[inline(never)]
+pub(crate) fn leave(cpu: &mut Cpu) {
+    let mut image = [0_u8; 108];
+    // SAFETY: stores 108 bytes to a local.
+    unsafe { std::arch::asm!("fnsave [{}]", in(reg) image.as_mut_ptr(), options(nostack, preserves_flags)) };
+    let x87 = &mut cpu.state.x87;
+    x87.fcw = get16(&image, 0);
+    x87.fsw = get16(&image, 4);
+    x87.ftw = abridge(get16(&image, 8));
+    get_registers(x87, &image, 28, 10);
+    cpu.x87_live = false;
+}
+
+/// Executes an instruction on the host's registers, which hold the guest's. No exception is unmasked.
+#[inline(always)]
+fn execute_live(cpu: &mut Cpu, insn: &Insn, plan: &Plan, entry: super::plan::Entry) -> Exec {
+    let address = operand(cpu, insn, plan.memory != Memory::None);
+    let size = usize::from(plan.size);
+    let mut flags = 0_u32;
+    if plan.flags {
+        cpu.materialize_flags();
+        flags = cpu.state.rflags as u32;
+    }
+    let direct = match plan.memory {
+        Memory::None => Some((&raw mut flags).cast()),
+        Memory::Load => super::host_read(cpu, address, size as u64),
+        Memory::Store => super::host_write(cpu, address, size as u64),
+    };
+    if let Some(p) = direct {
+        // SAFETY: a live thunk takes the flags' address, and its memory operand is `size` bytes at `p`, which the TLB maps for this kind
+        // of access; without one it doesn't use the pointer. All exceptions are masked.
+        unsafe { entry((&raw mut flags).cast(), p) };
+    } else {
+        let mut buffer = super::Buffer::default();
+        match plan.memory {
+            Memory::Load => general_load(cpu, address, &mut buffer, size)?,
+            _ => cpu.probe_write(address.0, address.1, size as u64)?,
+        }
+        // SAFETY: as above; the buffer holds the largest operand.
+        unsafe { entry((&raw mut flags).cast(), buffer.0.as_mut_ptr()) };
+        if plan.memory == Memory::Store {
+            cpu.store_bytes(address.0, address.1, buffer.bytes(size))?;
+        }
+    }
+    if plan.flags {
+        cpu.state.rflags = cpu.state.rflags & !flag::ARITH | u64::from(flags) & flag::ARITH;
+        cpu.adopt_flags();
+    }
+    note_pointers(cpu, insn, address, plan.memory != Memory::None);
+    Ok(())
+}
+
+/// The status word, wherever it is.
+fn status(cpu: &Cpu) -> u16 {
+    if !cpu.x87_live {
+        return cpu.state.x87.fsw;
+    }
+    let mut fsw = 0_u16;
+    // SAFETY: stores two bytes to a local.
+    unsafe { std::arch::asm!("fnstsw [{}]", in(reg) &raw mut fsw, options(nostack, preserves_flags)) };
+    fsw
+}
+
 /// Keeps what FNSTENV and FXSAVE show of the last instruction (SDM vol. 1 §8.1.8).
 fn note_pointers(cpu: &mut Cpu, insn: &Insn, address: (Seg, u64), memory: bool) {
-    let opcode = insn.bytes().windows(2).find(|pair| matches!(pair, [0xd8..=0xdf, _])).unwrap_or(&[0, 0]);
+    let mut opcode = [insn.bytes[0], insn.bytes[1]];
+    if opcode[0] & 0xf8 != 0xd8 {
+        let found = insn.bytes().windows(2).find(|pair| matches!(pair, [0xd8..=0xdf, _]));
+        opcode = found.and_then(|pair| pair.try_into().ok()).unwrap_or_default();
+    }
     let fop = u16::from(opcode[0] & 7) << 8 | u16::from(opcode[1]);
     let fcs = cpu.state.seg[Seg::Cs as usize].selector;
     let fds = cpu.state.seg[address.0 as usize].selector;
@@ -276,6 +371,7 @@ fn old_control(cpu: &mut Cpu, _insn: &Insn) -> Exec {
 
 fn fninit(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     available(cpu)?;
+    cpu.settle_x87();
     reset(&mut cpu.state.x87);
     Ok(())
 }
@@ -288,6 +384,7 @@ fn reset(x87: &mut X87) {
 
 fn fnclex(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     available(cpu)?;
+    cpu.settle_x87();
     // SF (bit 6) goes too.
     cpu.state.x87.fsw &= !(FLAGS | 0x40 | ES | BUSY);
     Ok(())
@@ -303,7 +400,15 @@ fn fldcw(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu)?;
     check_pending(cpu)?;
     let (seg, offset) = cpu.mem_addr(insn);
-    cpu.state.x87.fcw = control_word(cpu.load::<u16>(seg, offset)?);
+    let value = control_word(cpu.load::<u16>(seg, offset)?);
+    if cpu.x87_live && value & FLAGS == FLAGS {
+        // SAFETY: loads two bytes from a local; all exceptions are masked.
+        unsafe { std::arch::asm!("fldcw [{}]", in(reg) &raw const value, options(nostack, preserves_flags)) };
+        cpu.state.x87.fcw = value;
+        return Ok(());
+    }
+    cpu.settle_x87();
+    cpu.state.x87.fcw = value;
     summarize(&mut cpu.state.x87);
     Ok(())
 }
@@ -311,13 +416,15 @@ fn fldcw(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn fnstsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu)?;
     let (seg, offset) = cpu.mem_addr(insn);
-    cpu.store::<u16>(seg, offset, cpu.state.x87.fsw)
+    let fsw = status(cpu);
+    cpu.store::<u16>(seg, offset, fsw)
 }
 
 fn fnstsw_ax(cpu: &mut Cpu, _insn: &Insn) -> Exec {
     available(cpu)?;
+    let fsw = status(cpu);
     let rax = &mut cpu.state.gpr[gpr::RAX];
-    *rax = *rax & !0xffff | u64::from(cpu.state.x87.fsw);
+    *rax = *rax & !0xffff | u64::from(fsw);
     Ok(())
 }
 
@@ -422,6 +529,7 @@ impl Format {
 
 fn fnstenv(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu)?;
+    cpu.settle_x87();
     let format = Format::of(cpu, insn);
     let mut image = [0; 28];
     format.put(&cpu.state.x87, &mut image);
@@ -435,6 +543,7 @@ fn fnstenv(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 fn fldenv(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu)?;
+    cpu.settle_x87();
     check_pending(cpu)?;
     let format = Format::of(cpu, insn);
     let mut image = [0; 28];
@@ -446,6 +555,7 @@ fn fldenv(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 fn fnsave(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu)?;
+    cpu.settle_x87();
     let format = Format::of(cpu, insn);
     let mut image = [0; 108];
     format.put(&cpu.state.x87, &mut image);
@@ -458,6 +568,7 @@ fn fnsave(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 fn frstor(cpu: &mut Cpu, insn: &Insn) -> Exec {
     available(cpu)?;
+    cpu.settle_x87();
     check_pending(cpu)?;
     let format = Format::of(cpu, insn);
     let mut image = [0; 108];

@@ -168,6 +168,7 @@ fn fast(cpu: &Cpu) -> bool {
 }
 
 fn fxsave(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.settle();
     if cpu.state.cr0 & (cr0::EM | cr0::TS) != 0 {
         return Err(Fault::nm());
     }
@@ -184,6 +185,7 @@ fn fxsave(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn fxrstor(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.settle();
     if cpu.state.cr0 & (cr0::EM | cr0::TS) != 0 {
         return Err(Fault::nm());
     }
@@ -204,6 +206,7 @@ fn fxrstor(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn ldmxcsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.settle_mxcsr();
     mxcsr_available(cpu, insn)?;
     let (seg, offset) = cpu.mem_addr(insn);
     let value = cpu.load::<u32>(seg, offset)?;
@@ -215,6 +218,7 @@ fn ldmxcsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn stmxcsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.settle_mxcsr();
     mxcsr_available(cpu, insn)?;
     let (seg, offset) = cpu.mem_addr(insn);
     cpu.store::<u32>(seg, offset, cpu.state.mxcsr)
@@ -243,6 +247,7 @@ fn in_use(cpu: &Cpu) -> u64 {
 
 /// Checks common to the family; gives the address and the requested-feature bitmap.
 fn start(cpu: &mut Cpu, insn: &Insn, supervisor: bool) -> Exec<(Seg, u64, u64)> {
+    cpu.settle();
     if cpu.state.cr4 & cr4::OSXSAVE == 0 {
         return Err(Fault::ud());
     }

@@ -134,7 +134,7 @@ fn chain(cpu: &mut Cpu, first: Injected) -> Result<(), Exit> {
         let (vector, error) = match fault {
             Fault::Stop(exit) => return Err(exit),
             Fault::Again => return Ok(()),
-            Fault::Exception { vector, error } => (vector, error),
+            Fault::Exception { vector, error } => (vector, error.map(u32::from)),
         };
         let second = class(vector);
         let double = match current {

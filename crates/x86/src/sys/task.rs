@@ -300,8 +300,8 @@ fn load_segments(cpu: &mut Cpu, selectors: &[u16; 6], ext: u32) -> Exec {
     cpu.mode_changed();
     for (s, selector) in [(Seg::Es, es), (Seg::Ds, ds), (Seg::Fs, fs), (Seg::Gs, gs)] {
         let new = seg::check_data(cpu, selector).map_err(|fault| match fault {
-            Fault::Exception { vector: 13, error: Some(e) } => Fault::ts(e | ext),
-            Fault::Exception { vector: 11, error: Some(e) } => Fault::np(e | ext),
+            Fault::Exception { vector: 13, error: Some(e) } => Fault::ts(u32::from(e) | ext),
+            Fault::Exception { vector: 11, error: Some(e) } => Fault::np(u32::from(e) | ext),
             other => other,
         })?;
         cpu.state.seg[s as usize] = new;
