@@ -114,3 +114,99 @@ fn fxsave_and_fxrstor_round_trip() {
     });
     assert_eq!(expected, Some((cpu.state.x87, cpu.state.vec, cpu.state.mxcsr)));
 }
+
+/// Instructions that leave MXCSR and the x87 state in the host's registers, and those that look at them or change them: one run of all
+/// of them must give what single runs of each give, which put the state back every time.
+#[test]
+fn state_in_the_hosts_registers_is_the_guests() {
+    // All memory operands are at rbx (0x2000-) and small displacements.
+    let codes: &[&[u8]] = &[
+        &[0xd9, 0x03],                            // fld dword [rbx]
+        &[0xdd, 0x43, 0x08],                      // fld qword [rbx+8]
+        &[0xdb, 0x6b, 0x10],                      // fld tbyte [rbx+16]
+        &[0xdb, 0x7b, 0x30],                      // fstp tbyte [rbx+48]
+        &[0xdd, 0x53, 0x40],                      // fst qword [rbx+64]
+        &[0xdf, 0x7b, 0x48],                      // fistp qword [rbx+72]
+        &[0xde, 0xc1],                            // faddp
+        &[0xd8, 0xf1],                            // fdiv st0, st1
+        &[0xd9, 0xfa],                            // fsqrt
+        &[0xd9, 0xeb],                            // fldpi
+        &[0xd9, 0xee],                            // fldz
+        &[0xd9, 0xc9],                            // fxch
+        &[0xd9, 0xf7],                            // fincstp
+        &[0xdd, 0xc2],                            // ffree st2
+        &[0xdb, 0xf1],                            // fcomi st0, st1
+        &[0xda, 0xc9],                            // fcmove st0, st1
+        &[0xdf, 0xe0],                            // fnstsw ax
+        &[0xdd, 0x7b, 0x50],                      // fnstsw [rbx+80]
+        &[0xd9, 0x7b, 0x52],                      // fnstcw [rbx+82]
+        &[0xd9, 0x6b, 0x54],                      // fldcw [rbx+84]: all masked, truncates
+        &[0xd9, 0x6b, 0x56],                      // fldcw [rbx+86]: #Z unmasked
+        &[0xd9, 0x6b, 0x58],                      // fldcw [rbx+88]: the default
+        &[0xdb, 0xe2],                            // fnclex
+        &[0xdb, 0xe3],                            // fninit
+        &[0xd9, 0x73, 0x60],                      // fnstenv [rbx+96]
+        &[0xdd, 0xb3, 0, 1, 0, 0],                // fnsave [rbx+256]
+        &[0xdd, 0xa3, 0, 1, 0, 0],                // frstor [rbx+256]
+        &[0x0f, 0xae, 0x83, 0, 2, 0, 0],          // fxsave [rbx+512]
+        &[0x0f, 0xae, 0x8b, 0, 2, 0, 0],          // fxrstor [rbx+512]
+        &[0x0f, 0xfc, 0xca],                      // paddb mm1, mm2
+        &[0x0f, 0x6f, 0x1b],                      // movq mm3, [rbx]
+        &[0x0f, 0x77],                            // emms
+        &[0x0f, 0xae, 0x5b, 0x5c],                // stmxcsr [rbx+92]
+        &[0x0f, 0xae, 0x93, 0xc0, 0, 0, 0],       // ldmxcsr [rbx+192]: the default
+        &[0x0f, 0xae, 0x93, 0xc4, 0, 0, 0],       // ldmxcsr [rbx+196]: rounds up, flushes
+        &[0xf2, 0x0f, 0x58, 0xc1],                // addsd xmm0, xmm1
+        &[0xf2, 0x0f, 0x5e, 0x43, 0x08],          // divsd xmm0, [rbx+8]
+        &[0x0f, 0x59, 0x8b, 0x80, 0, 0, 0],       // mulps xmm1, [rbx+128]
+        &[0x66, 0x0f, 0x2e, 0xc1],                // ucomisd xmm0, xmm1
+        &[0xf2, 0x0f, 0x2c, 0xd0],                // cvttsd2si edx, xmm0
+        &[0xf2, 0x0f, 0x2a, 0xc8],                // cvtsi2sd xmm1, eax
+        &[0x0f, 0x11, 0x83, 0x90, 0, 0, 0],       // movups [rbx+144], xmm0
+        &[0x66, 0x0f, 0x6f, 0x8b, 0x80, 0, 0, 0], // movdqa xmm1, [rbx+128]
+        &[0x0f, 0x31],                            // rdtsc
+    ];
+    let mut seed = 0x1234_5678_9abc_def1_u64;
+    let mut next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..300 {
+        let picks: Vec<&[u8]> = (0..40).map(|_| codes[(next() >> 8) as usize % codes.len()]).collect();
+        let mut machines = [long_mode_cpu(4 << 20), long_mode_cpu(4 << 20)];
+        let data: Vec<u64> = (0..32).map(|_| next()).collect();
+        for (cpu, ram) in &mut machines {
+            ram.write(0x1000, &picks.concat()).unwrap();
+            for (n, v) in data.iter().enumerate() {
+                ram.store_u64(0x2000 + n as u64 * 8, *v);
+            }
+            ram.store_u64(0x2008, 2.5_f64.to_bits());
+            for (at, v) in [(0x2054, 0xf7f_u16), (0x2056, 0x37b), (0x2058, 0x37f)] {
+                ram.store_u16(at, v);
+            }
+            ram.store_u32(0x20c0, 0x1f80);
+            ram.store_u32(0x20c4, 0xdf80);
+            cpu.state.gpr[3] = 0x2000;
+            cpu.state.vec[1].0[0] = 1e-300_f64.to_bits();
+        }
+        let [(whole, whole_ram), (single, single_ram)] = &mut machines;
+        // Without an interrupt table an exception ends the run; the state is what it was before the instruction then.
+        let end = whole.run(40);
+        let mut last = Exit::Budget;
+        for _ in 0..40 {
+            last = single.step();
+            if last != Exit::Budget {
+                break;
+            }
+        }
+        assert_eq!(end, last, "{picks:02x?}");
+        assert_eq!(whole.state, single.state, "{picks:02x?}");
+        let (mut a, mut b) = ([0; 0x400], [0; 0x400]);
+        whole_ram.read(0x2000, &mut a).unwrap();
+        single_ram.read(0x2000, &mut b).unwrap();
+        assert_eq!(a, b, "{picks:02x?}");
+        assert!(!whole.mxcsr_live && !whole.x87_live);
+    }
+}
