@@ -228,7 +228,7 @@ fn enter(cpu: &mut Cpu) -> bool {
         return false;
     }
     let mut image = [0; 108];
-    fill(x87, &mut image);
+    fill(x87, 0, &mut image);
     // SAFETY: 108 bytes in the 32-bit protected format, without an unmasked exception. What it leaves in the registers is taken out again
     // before this thread does anything but execute guest instructions.
     unsafe {
