@@ -84,6 +84,9 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     cpu.next_rip = next;
     cpu.stop_at = u32::MAX;
     cpu.index = 0;
+    if let Some(producer) = jit.recipes.get(site.recipe as usize) {
+        cook(cpu, producer);
+    }
     let done = (insn.handler)(cpu, &insn);
     // Generated code takes MXCSR from the state; it leaves the x87 registers alone.
     cpu.settle_mxcsr();
@@ -114,6 +117,34 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
         return jit.stubs.resume_flags;
     }
     at
+}
+
+/// Finds the flags again that an instruction has set, by executing it once more: its registers are as it left them.
+fn cook(cpu: &mut Cpu, producer: &Insn) {
+    use iced_x86::Mnemonic as M;
+    let saved = cpu.state.gpr;
+    let register = usize::from(producer.r0) & 15;
+    let iced = producer.iced(64, 0);
+    // CMP and TEST change nothing, AND and OR give the same again; of the others the first operand is put back.
+    let other = match iced.op_kind(1) {
+        iced_x86::OpKind::Register => cpu.state.gpr.get(usize::from(producer.r1) & 15).copied().unwrap_or(0),
+        _ => producer.imm,
+    };
+    let result = saved.get(register).copied().unwrap_or(0);
+    let before = match producer.code.mnemonic() {
+        M::Add => result.wrapping_sub(other),
+        M::Sub if iced.op_kind(1) == iced_x86::OpKind::Register && producer.r0 == producer.r1 => result,
+        M::Sub => result.wrapping_add(other),
+        M::Xor if iced.op_kind(1) == iced_x86::OpKind::Register && producer.r0 == producer.r1 => result,
+        M::Xor => result ^ other,
+        _ => result,
+    };
+    if let Some(r) = cpu.state.gpr.get_mut(register) {
+        *r = if producer.size == 4 { before & 0xffff_ffff } else { before };
+    }
+    // Register operands only: it can't fail.
+    let _ = (producer.handler)(cpu, producer);
+    cpu.state.gpr = saved;
 }
 
 /// The interpreted instruction met a fault: delivers it and goes on at its handler, if nothing else has to be seen to.

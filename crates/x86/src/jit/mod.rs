@@ -288,6 +288,8 @@ struct Site {
     before: u8,
     /// Behind the instruction the arithmetic flags are wanted in the host's.
     flags_live: bool,
+    /// How the flags before the instruction are found, when they are neither in the context nor in the host's.
+    recipe: u32,
     /// Not an access: the instruction is to be interpreted.
     interpreted: bool,
     /// Nothing of the unit comes behind it.
@@ -324,6 +326,7 @@ pub(crate) struct Jit {
     units: Vec<Unit>,
     links: Vec<Link>,
     sites: Vec<Site>,
+    recipes: Vec<decode::Insn>,
     /// By identity; 0 is none.
     pages: Vec<CodePage>,
     page_ids: HashMap<(u64, u64, u32), u32>,
@@ -395,6 +398,7 @@ impl Jit {
             units: Vec::new(),
             links: Vec::new(),
             sites: Vec::new(),
+            recipes: Vec::new(),
             pages: Vec::new(),
             page_ids: HashMap::new(),
             by_memory: HashMap::new(),
@@ -441,6 +445,7 @@ impl Jit {
         self.units.clear();
         self.links.clear();
         self.sites.clear();
+        self.recipes.clear();
         self.pages.clear();
         self.page_ids.clear();
         self.map.clear();
@@ -593,6 +598,7 @@ impl Jit {
             page: id,
             site: self.sites.len() as u32,
             link: self.links.len() as u32,
+            recipe: self.recipes.len() as u32,
             exec: self.arena.exec(offset),
             offset: offset as u32,
             second,
@@ -609,6 +615,7 @@ impl Jit {
         self.units.push(out.unit);
         self.sites.extend(out.sites);
         self.links.extend(out.links);
+        self.recipes.extend(out.recipes);
         self.map.insert(map_key(id, linear), number);
         for id in [Some(id), second.map(|(_, id)| id)].into_iter().flatten() {
             if let Some(page) = self.pages.get_mut(id as usize - 1) {
@@ -936,6 +943,7 @@ fn emitted(code: &[u8]) -> usize {
         page: 1,
         site: 0,
         link: 0,
+        recipe: 0,
         second: None,
         exec: 0x1000_0000,
         offset: 0,

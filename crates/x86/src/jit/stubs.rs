@@ -251,7 +251,6 @@ pub(super) fn emit(
     // What stands at the bottom of the stack of return pairs, for a guest that returns to the address that stands with it.
     let sentinel = here(&a);
     a.load(true, r::RSP, ctx!(stack_base));
-    a.mov_imm(r::T0, u64::from(u32::MAX));
     let f = a.jmp();
     a.bind(f, lookup);
     align(&mut a);

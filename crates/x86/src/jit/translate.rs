@@ -104,6 +104,38 @@ const ARITH: u32 =
 struct Flags {
     host: bool,
     saved: bool,
+    /// Neither, but nothing reads them before they are set again, and what this recipe says gives them, should a fault show them.
+    recipe: u32,
+}
+
+/// No recipe.
+pub(super) const NONE: u32 = u32::MAX;
+
+const SAVED: Flags = Flags { host: false, saved: true, recipe: NONE };
+const LIVE: Flags = Flags { host: true, saved: false, recipe: NONE };
+
+/// What an instruction does with the arithmetic flags.
+fn flag_use(i: &Instruction) -> (bool, u32) {
+    let modified = i.rflags_modified() & ARITH;
+    let reads = i.rflags_read() & ARITH != 0;
+    let keeps = modified != 0
+        && (modified != ARITH || i.rflags_undefined() & ARITH != 0 && !logic(i) || conditional(i));
+    (reads || keeps, modified)
+}
+
+/// Whether the flags that an instruction sets can be found again from its registers, see `helpers::cook`.
+pub(super) fn repeatable(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    let register = |n: u32| i.op_kind(n) == OpKind::Register;
+    if i.op_count() != 2 || !register(0) || i.op_kind(1) == OpKind::Memory || i.op_register(0).size() < 4 {
+        return false;
+    }
+    let same = register(1) && i.op_register(0) == i.op_register(1);
+    match i.mnemonic() {
+        M::Cmp | M::Test | M::And | M::Or => true,
+        M::Xor | M::Add | M::Sub => !same || i.mnemonic() != M::Add,
+        _ => false,
+    }
 }
 
 pub(super) struct Output {
@@ -111,6 +143,8 @@ pub(super) struct Output {
     pub code: Vec<u8>,
     pub sites: Vec<Site>,
     pub links: Vec<Link>,
+    /// Instructions whose flags may have to be found again.
+    pub recipes: Vec<Insn>,
 }
 
 pub(super) struct Translator<'a> {
@@ -120,6 +154,11 @@ pub(super) struct Translator<'a> {
     mode: ModeKey,
     info: &'a mut InstructionInfoFactory,
     flags: Flags,
+    guest: &'a [Guest],
+    /// The instruction that the flags in the host's are of, when it is repeatable.
+    producer: Option<usize>,
+    recipes: Vec<Insn>,
+    first_recipe: u32,
     colds: Vec<Cold>,
     sites: Vec<Site>,
     first_site: u32,
@@ -139,6 +178,7 @@ pub(super) struct Numbers {
     pub page: u32,
     pub site: u32,
     pub link: u32,
+    pub recipe: u32,
     /// The page that the only instruction goes on in, and its identity.
     pub second: Option<(u64, u32)>,
     /// Address at which the unit's code will run.
@@ -174,13 +214,13 @@ pub(super) fn guard(a: &mut Asm, linear: u64, id: u32) -> Fixup {
 }
 
 /// Translates a unit.
-pub(super) fn translate(
-    guest: &[Guest],
+pub(super) fn translate<'a>(
+    guest: &'a [Guest],
     n: Numbers,
     mode: ModeKey,
     host: Host,
-    stubs: &Stubs,
-    info: &mut InstructionInfoFactory,
+    stubs: &'a Stubs,
+    info: &'a mut InstructionInfoFactory,
 ) -> Output {
     let rip = guest.first().map_or(0, |g| g.rip);
     let mut t = Translator {
@@ -189,7 +229,11 @@ pub(super) fn translate(
         host,
         mode,
         info,
-        flags: Flags { host: false, saved: true },
+        flags: SAVED,
+        guest,
+        producer: None,
+        recipes: Vec::new(),
+        first_recipe: n.recipe,
         colds: Vec::new(),
         sites: Vec::new(),
         first_site: n.site,
@@ -254,8 +298,8 @@ pub(super) fn translate(
         guarded: n.offset + entry_guarded as u32,
         second: n.second,
     };
-    let Translator { a, sites, links, .. } = t;
-    Output { unit, code: a.buf, sites, links }
+    let Translator { a, sites, links, recipes, .. } = t;
+    Output { unit, code: a.buf, sites, links, recipes }
 }
 
 impl Translator<'_> {
@@ -370,6 +414,7 @@ impl Translator<'_> {
             retry: retry as u32,
             before: self.count - self.index,
             flags_live: false,
+            recipe: self.flags.recipe,
             interpreted,
             size: 0,
             last: false,
@@ -388,8 +433,59 @@ impl Translator<'_> {
     }
     /// The host's flags are about to be destroyed.
     fn clobber(&mut self) {
+        if self.flags.recipe != NONE {
+            return;
+        }
+        if self.flags.host
+            && !self.flags.saved
+            && let Some(recipe) = self.recipe()
+        {
+            self.flags = Flags { host: false, saved: false, recipe };
+            return;
+        }
         self.save();
         self.flags.host = false;
+    }
+
+    /// A recipe for the flags in the host's, if nothing reads them before they are set again, and the registers that they were made from stay
+    /// as they are until then.
+    fn recipe(&mut self) -> Option<u32> {
+        let producer = self.guest.get(self.producer?)?;
+        let (a, b) = (producer.iced.op_register(0), producer.iced.op1_register());
+        let touches = |r: Register| {
+            let full = r.full_register();
+            full == a.full_register() || b != Register::None && full == b.full_register()
+        };
+        let mut writes = false;
+        for g in self.guest.get(self.producer? + 1..)? {
+            let past = g.rip >= self.guest.get(usize::from(self.index))?.rip;
+            if past {
+                if writes {
+                    return None;
+                }
+                let (reads, modified) = flag_use(&g.iced);
+                if reads || g.iced.flow_control() != FlowControl::Next || g.ends_unit() {
+                    return None;
+                }
+                if modified == ARITH {
+                    let n = self.first_recipe + self.recipes.len() as u32;
+                    self.recipes.push(producer.insn);
+                    return Some(n);
+                }
+            }
+            let info = self.info.info(&g.iced);
+            writes |= info.used_registers().iter().any(|u| {
+                !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+                    && touches(u.register())
+            });
+        }
+        None
+    }
+    /// The instruction in translation has set the host's flags.
+    fn set_live(&mut self) {
+        self.flags = LIVE;
+        let at = usize::from(self.index);
+        self.producer = self.guest.get(at).is_some_and(|g| repeatable(&g.iced)).then_some(at);
     }
     /// The flags are needed in the host's.
     fn restore(&mut self) {
@@ -405,6 +501,7 @@ impl Translator<'_> {
         let site = self.site(g, true, 0);
         self.a.mov_imm(r::T0, site.into());
         self.a.jmp_abs(self.stubs.interpret);
+        self.flags = SAVED;
     }
 
     /// The class whose availability the mode vouches for; None: not a vector instruction that is translated.
@@ -629,11 +726,7 @@ impl Translator<'_> {
             return false;
         }
         // Flags.
-        let modified = i.rflags_modified() & ARITH;
-        let reads = i.rflags_read() & ARITH != 0;
-        let keeps = modified != 0
-            && (modified != ARITH || i.rflags_undefined() & ARITH != 0 && !logic(i) || conditional(i));
-        let needs = reads || keeps;
+        let (needs, modified) = flag_use(i);
         let clear_w = bits != 64 && count > 0;
         let mut patch = Patch { clear_w, ..Patch::KEEP };
         // AL to BL need none; SPL, BPL, SIL, DIL do, and whatever was REX before.
@@ -732,7 +825,7 @@ impl Translator<'_> {
             }
         }
         if modified != 0 {
-            self.flags = Flags { host: true, saved: false };
+            self.set_live();
         }
         true
     }
@@ -850,7 +943,7 @@ impl Translator<'_> {
                     self.a.b(&[0x66]);
                 }
                 self.a.rr(false, &[0xff], u8::from(i.mnemonic() == Mn::Dec), host);
-                self.flags = Flags { host: true, saved: false };
+                self.set_live();
                 return Some(true);
             }
             _ => {}
@@ -1024,12 +1117,12 @@ impl Translator<'_> {
         let by = word as i32 + (g.insn.imm & 0xffff) as i32;
         self.a.lea(wide, r::SP, M::Base(r::SP, by));
         self.refund_all();
-        self.a.rm(true, &[0x3b], r::T1, M::Base(r::RSP, 8));
         let site = self.site(g, false, 0);
+        self.a.mov_imm(r::T0, site.into());
+        self.a.rm(true, &[0x3b], r::T1, M::Base(r::RSP, 8));
         let missed = self.a.jcc(5);
         self.a.b(&[0xc2, 8, 0]); // ret 8
         self.a.here(missed);
-        self.a.mov_imm(r::T0, site.into());
         self.a.jmp_abs(self.stubs.return_miss);
     }
 
@@ -1138,7 +1231,7 @@ impl Translator<'_> {
         self.a.rr(wide, &[0xf7], if signed { 7 } else { 6 }, r::T1);
         // Undefined; the interpreter has AF alone set, as recent AMD processors do.
         self.a.store_imm(false, ctx!(flags), super::context::pack_flags(crate::state::flag::AF) as i32);
-        self.flags = Flags { host: false, saved: true };
+        self.flags = SAVED;
         true
     }
 }
