@@ -132,7 +132,8 @@ impl End {
 /// The program with arguments, not started yet.
 pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_hyaline"));
-    c.args(args);
+    // Crash reports go to the current folder, which must not be the source tree.
+    c.args(args).current_dir(env!("CARGO_TARGET_TMPDIR"));
     c
 }
 

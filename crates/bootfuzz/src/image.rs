@@ -77,7 +77,7 @@ fn damage(rng: &mut Random, data: &mut [u8], reach: usize) {
             0 => 0,
             1 => 0xff,
             2 => data[at] ^ 1 << rng.below(8),
-            _ => rng.next() as u8,
+            _ => rng.bits() as u8,
         };
     }
 }
@@ -254,7 +254,7 @@ const MSRS: &[u32] = &[
 
 fn any32(rng: &mut Random) -> u32 {
     match rng.below(6) {
-        0 => rng.next() as u32,
+        0 => rng.bits() as u32,
         1 => 1 << rng.below(32),
         2 => rng.below(256) as u32,
         3 => 0x8000_0000 | (rng.below(0x2000) as u32) << 3,
@@ -277,7 +277,7 @@ fn code(rng: &mut Random, size: usize, bits: u32) -> Vec<u8> {
     while data.len() < size {
         if !rng.percent(sense) {
             let n = 1 + rng.below(6);
-            (0..n).for_each(|_| data.push(rng.next() as u8));
+            (0..n).for_each(|_| data.push(rng.bits() as u8));
             continue;
         }
         match rng.below(12) {
@@ -344,16 +344,16 @@ fn code(rng: &mut Random, size: usize, bits: u32) -> Vec<u8> {
             }
             8 => {
                 // System instructions with random operands.
-                data.extend([0x0f, rng.pick(&[0x00, 0x01, 0x01, 0xc7, 0xae, 0x18, 0x1f]), rng.next() as u8]);
-                data.extend((rng.next() as u32).to_le_bytes());
+                data.extend([0x0f, rng.pick(&[0x00, 0x01, 0x01, 0xc7, 0xae, 0x18, 0x1f]), rng.bits() as u8]);
+                data.extend((rng.bits() as u32).to_le_bytes());
             }
-            9 => data.extend([0x0f, rng.next() as u8, rng.next() as u8]),
+            9 => data.extend([0x0f, rng.bits() as u8, rng.bits() as u8]),
             10 => {
                 // A jump or call that stays near; returns; interrupts.
                 match rng.below(5) {
-                    0 => data.extend([0xeb, rng.next() as u8]),
-                    1 => data.extend([0x70 | rng.below(16) as u8, rng.next() as u8]),
-                    2 => data.extend([0xcd, rng.next() as u8]),
+                    0 => data.extend([0xeb, rng.bits() as u8]),
+                    1 => data.extend([0x70 | rng.below(16) as u8, rng.bits() as u8]),
+                    2 => data.extend([0xcd, rng.bits() as u8]),
                     3 => data.push(rng.pick(&[0xcf, 0xc3, 0xcb, 0xf4, 0xfb, 0xfa, 0xcc, 0xf1])),
                     _ => data.extend([
                         0xf3,
@@ -364,7 +364,7 @@ fn code(rng: &mut Random, size: usize, bits: u32) -> Vec<u8> {
             _ => {
                 // VEX-coded and long-mode-like bytes.
                 data.push(rng.pick(&[0xc4, 0xc5, 0x48, 0x4c, 0x62, 0xd9, 0xdf]));
-                data.extend((rng.next() as u32).to_le_bytes());
+                data.extend((rng.bits() as u32).to_le_bytes());
             }
         }
     }

@@ -2,10 +2,9 @@
 //! power off, run on or refuse them; it must not panic, crash a device, or stop counting instructions.
 
 mod image;
-mod random;
 
 pub use image::Shape;
-pub use random::Random;
+pub use x86_difftest::random::Random;
 
 use anyhow::{Context, Result};
 use hyaline_host::chardev::Spec;
