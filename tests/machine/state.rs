@@ -79,7 +79,7 @@ fn linux_goes_on_where_it_was() {
     // The timer that ran when it was saved, interrupts on both processors, and time that goes on.
     guest.send("wait; cat /tmp/slept; nproc; sleep 1 && echo a''wake\n");
     guest.wait_for("\nslept\r\n2\r\n");
-    guest.wait_for("\nawake\r\n");
+    guest.wait_for("awake\r\n");
     guest.send("dmesg | grep -c -e 'BUG:' -e 'Call Trace' -e stall\n");
     guest.wait_for("\n0\r\n");
     guest.send("poweroff -f\n");

@@ -36,6 +36,7 @@ impl Terminal {
     fn start(&self, args: &[&str]) -> Run {
         let mut c = Command::new("setsid");
         c.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_hyaline")]).args(args);
+        c.current_dir(env!("CARGO_TARGET_TMPDIR"));
         c.stdin(self.slave.try_clone().unwrap()).stdout(self.slave.try_clone().unwrap());
         Run::with(c)
     }
