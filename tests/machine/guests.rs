@@ -171,3 +171,30 @@ fn what_is_typed_arrives() {
         guest.end().success();
     }
 }
+
+#[test]
+fn the_program_without_arguments_is_the_demonstration() {
+    let with_kvm = kvm("the_program_without_arguments_is_the_demonstration");
+    let end = run::<&str>([]);
+    let text = end.success();
+    let mut parts = vec![
+        "guest | Writing 2 bytes to port 0xc012.",
+        "PATH OF THE ACCESS",
+        "OUT of 2 bytes, port 0xc012 (49170)",
+        "register RAP: Register address port",
+        "In all: ",
+        "What to try next:",
+        "hyaline demo linux",
+    ];
+    if with_kvm {
+        // "The same small guest on the software CPU and on KVM gives the same access log."
+        parts.extend([
+            "The same guest on KVM, through the same devices:",
+            "Both access logs compared: ",
+            "all are the same",
+        ]);
+    }
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
