@@ -3,11 +3,12 @@
 use crate::block::{Block, BlockCache, MAX_INSNS, Source};
 use crate::decode::{self, Ea, Insn, Mode, insn_flag};
 use crate::env::{CpuLog, Env, Signals};
-use crate::fault::{Exec, Exit, Fault};
+use crate::fault::{DebugStop, Exec, Exit, Fault};
 use crate::jit::{Jit, JitError, JitStats, Tier};
 use crate::native::mem::PAGE;
 use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, flag};
 use crate::sys::cpuid::CpuModel;
+use crate::stops::Stops;
 use crate::sys::{debug, event, reset, smm};
 use crate::tlb::{Backing, Mmu, View};
 use hyaline_space::ExitKind;
@@ -32,6 +33,8 @@ mod attention {
     pub(super) const SHADOW: u32 = 2;
     /// Not running, or an event to inject, or an NMI waits.
     pub(super) const STATE: u32 = 4;
+    /// Memory that a debugger watches was accessed.
+    pub(super) const HIT: u32 = 8;
 }
 
 /// One logical processor.
@@ -65,6 +68,8 @@ pub struct Cpu {
     pub(crate) debug_armed: bool,
     /// Debug conditions met and not reported yet.
     pub(crate) debug: debug::DebugState,
+    /// What a debugger outside wants to stop at.
+    pub(crate) stops: Stops,
     pub(crate) alignment_checked: bool,
     in_64bit: bool,
     cpl: u8,
@@ -117,6 +122,7 @@ impl Cpu {
             view: View::Kernel,
             debug_armed: false,
             debug: debug::DebugState::default(),
+            stops: Stops::default(),
             alignment_checked: false,
             in_64bit: false,
             cpl: 0,
@@ -152,10 +158,15 @@ impl Cpu {
         let end = self.state.icount.saturating_add(budget);
         self.translating = self.jit.is_some();
         let exit = match self.jit.take() {
-            None => self.run_loop(&mut cache, end),
-            Some(mut jit) => {
+            Some(mut jit) if !self.stops.armed() => {
                 let exit = jit.run(self, &mut cache, end);
                 self.jit = Some(jit);
+                exit
+            }
+            // Translated code knows nothing of a debugger's stops.
+            jit => {
+                let exit = self.run_loop(&mut cache, end);
+                self.jit = jit;
                 exit
             }
         };
@@ -472,6 +483,9 @@ impl Cpu {
         if s.activity != Activity::Running || s.injected.is_some() || s.nmi_pending {
             a |= attention::STATE;
         }
+        if self.stops.hit.is_some() {
+            a |= attention::HIT;
+        }
         self.attention = a;
     }
 
@@ -496,7 +510,15 @@ impl Cpu {
             let mut block = match cache.jump(linear, self.context()) {
                 Some(block) => block,
                 None => match self.find_block(cache, linear) {
-                    Ok(block) => block,
+                    Ok(block) => {
+                        if self.stops.breaks() {
+                            match self.until_breakpoint(cache, block, linear) {
+                                Ok(n) => most = most.min(n),
+                                Err(exit) => return exit,
+                            }
+                        }
+                        block
+                    }
                     Err(fault) => match self.deliver(fault, &mut faults) {
                         Ok(()) => continue 'blocks,
                         Err(exit) => return exit,
@@ -589,6 +611,9 @@ impl Cpu {
     #[cold]
     fn attend(&mut self) -> Result<u64, Exit> {
         self.settle();
+        if let Some(hit) = self.stops.hit.take() {
+            return Err(Exit::Debug(hit));
+        }
         let pending = self.signals.pending();
         if pending & Signals::REMAP != 0 {
             self.signals.clear(Signals::REMAP);
@@ -631,24 +656,27 @@ impl Cpu {
             let _ = self.signals.take_sipi();
         }
         let shadow = self.state.shadow;
+        // A debugger's step does not go into interrupt handlers.
+        let held = self.stops.stepping;
         if let Some(event) = self.state.injected.take() {
             self.materialize_flags();
             let done = event::reinject(self, event);
             self.refresh();
             done?;
-        } else if pending & Signals::SMI != 0 && !self.state.smm && shadow == Shadow::None {
+        } else if pending & Signals::SMI != 0 && !self.state.smm && shadow == Shadow::None && !held {
             self.signals.clear(Signals::SMI);
             self.materialize_flags();
             let done = smm::enter(self);
             self.refresh();
             done?;
-        } else if self.state.nmi_pending && !self.state.nmi_blocked && shadow != Shadow::MovSs {
+        } else if self.state.nmi_pending && !self.state.nmi_blocked && shadow != Shadow::MovSs && !held {
             self.state.nmi_pending = false;
             self.state.nmi_blocked = true;
             self.interrupt(crate::fault::vector::NMI, EventKind::Nmi)?;
         } else if pending & Signals::INTERRUPT != 0
             && shadow == Shadow::None
             && self.state.rflags & flag::IF != 0
+            && !held
         {
             let icount = self.icount();
             self.env.at(icount);
@@ -695,9 +723,14 @@ impl Cpu {
                 Err(exit)
             }
             Fault::Exception { vector, error } => {
+                // The access is made anew, if at all.
+                self.stops.hit = None;
                 let done = event::exception(self, vector, error.map(u32::from));
                 self.refresh();
                 done?;
+                if self.stops.stepping {
+                    return Err(Exit::Debug(DebugStop::Step));
+                }
                 *faults += 1;
                 if *faults >= FAULTS_IN_A_ROW {
                     // Faults without end, not one instruction done: bounded work for the machine's sake.
@@ -747,7 +780,7 @@ impl Cpu {
         if let Some(i) = found
             && cache.blocks.get(i as usize).is_some_and(|b| u64::from(b.bytes) <= room)
         {
-            cache.set_jump(linear, self.context(), i);
+            self.remember(cache, linear, i);
             return Ok(i);
         }
         if cache.is_full() {
@@ -755,9 +788,44 @@ impl Cpu {
         }
         let i = self.decode_block(cache, linear, physical, room)?;
         if cache.blocks.get(i as usize).is_some_and(|b| b.source.is_some() && u64::from(b.bytes) <= room) {
-            cache.set_jump(linear, self.context(), i);
+            self.remember(cache, linear, i);
         }
         Ok(i)
+    }
+
+    /// Lets a block be found by its linear address, unless a breakpoint is in it.
+    fn remember(&self, cache: &mut BlockCache, linear: u64, block: u32) {
+        let bytes = cache.blocks.get(block as usize).map_or(0, |b| u64::from(b.bytes));
+        if !self.stops.breaks() || self.stops.first_in(linear, bytes).is_none() {
+            cache.set_jump(linear, self.context(), block);
+        }
+    }
+
+    /// How many instructions of the block at `linear` come before a breakpoint; the stop, if none.
+    #[cold]
+    fn until_breakpoint(&mut self, cache: &BlockCache, block: u32, linear: u64) -> Result<u64, Exit> {
+        let Some(b) = cache.blocks.get(block as usize) else { return Ok(u64::MAX) };
+        let insns = cache.insns.iter().skip(b.start as usize).take(usize::from(b.len));
+        let mut at = linear;
+        for (n, insn) in insns.enumerate() {
+            if self.stops.first_in(at, 1).is_some() {
+                return if n > 0 { Ok(n as u64) } else { Err(Exit::Debug(DebugStop::Breakpoint)) };
+            }
+            at = at.wrapping_add(u64::from(insn.len));
+        }
+        Ok(u64::MAX)
+    }
+
+    /// An access to a page with watched memory: if a debugger wants to stop at it, then after this instruction.
+    #[cold]
+    pub(crate) fn note_watched(&mut self, linear: u64, len: u64, is_write: bool) {
+        if self.stops.hit.is_none()
+            && let Some(stop) = self.stops.watched(linear, len, is_write)
+        {
+            self.stops.hit = Some(stop);
+            self.stop_at = 0;
+            self.attention |= attention::HIT;
+        }
     }
 
     /// The memory that holds the code at a physical address: marked before it is read.

@@ -24,8 +24,13 @@ pub enum Exit {
 pub enum DebugStop {
     /// A breakpoint at the present RIP.
     Breakpoint,
-    /// A watched address was accessed by the instruction just executed.
-    Watchpoint,
+    /// Watched memory was accessed by the instruction just executed.
+    Watchpoint {
+        /// The first watched linear address that was accessed.
+        address: u64,
+        /// Was it written?
+        is_write: bool,
+    },
     /// One instruction was executed.
     Step,
 }

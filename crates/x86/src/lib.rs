@@ -15,6 +15,7 @@ pub mod jit;
 mod mmu;
 pub mod native;
 pub mod state;
+mod stops;
 mod sys;
 #[doc(hidden)]
 pub mod testing;
@@ -28,4 +29,5 @@ pub use env::{CpuLog, Env, Signals};
 pub use fault::{DebugStop, Exec, Exit, Fault};
 pub use jit::{JitError, JitOptions, JitStats, Tier};
 pub use state::{CpuState, Seg};
+pub use stops::Watch;
 pub use sys::cpuid::{self, CpuModel};

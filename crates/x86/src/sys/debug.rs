@@ -78,7 +78,7 @@ pub(crate) fn armed(cpu: &Cpu) -> bool {
 
 /// Whether data breakpoints may be enabled: accesses are looked at, and watched pages stay out of the TLB.
 pub(crate) fn watching(cpu: &Cpu) -> bool {
-    cpu.state.dr[7] & 0xff != 0
+    cpu.state.dr[7] & 0xff != 0 || cpu.stops.watching()
 }
 
 /// Before an instruction at `linear`: instruction breakpoints (#DB as a fault, unless RF). RF lasts for one instruction;
@@ -133,14 +133,18 @@ pub(crate) fn skip_step(cpu: &mut Cpu) {
 
 /// Whether the page at linear address `page` holds an enabled data breakpoint: such pages never enter the TLB.
 pub(crate) fn page_watched(cpu: &Cpu, page: u64) -> bool {
-    cpu.state.dr[7] & 0xff != 0
+    let own = cpu.state.dr[7] & 0xff != 0
         && enabled(cpu).any(|(_, condition, address, _)| {
             matches!(condition, Condition::Write | Condition::Access) && address >> 12 == page >> 12
-        })
+        });
+    own || cpu.stops.page_watched(page)
 }
 
 /// A data access to a watched page: notes what matches, for [`after_instruction`].
 pub(crate) fn data_access(cpu: &mut Cpu, linear: u64, len: u64, write: bool) {
+    if cpu.stops.watching() {
+        cpu.note_watched(linear, len, write);
+    }
     for (i, condition, address, size) in enabled(cpu) {
         let kind = condition == Condition::Access || condition == Condition::Write && write;
         if kind && linear < address.saturating_add(size) && address < linear.saturating_add(len) {
