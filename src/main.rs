@@ -2,6 +2,7 @@
 
 mod demo;
 mod demo_builtin;
+mod map;
 mod options;
 mod run;
 
@@ -20,6 +21,10 @@ fn main() -> ExitCode {
         "demo" => {
             args.next();
             demo::command(args.collect())
+        }
+        "map" => {
+            args.next();
+            map::command(args.collect())
         }
         "explain" => {
             args.next();

@@ -1,5 +1,6 @@
 //! The command line: QEMU's options where the meaning is the same.
 
+use hyaline_control::gdb::Address;
 use hyaline_host::chardev::Spec;
 use hyaline_machine::config::{
     Accel, Config, DeviceSpec, KernelIrqchip, LogItems, RtcBase, nearest, parse_size,
@@ -27,6 +28,8 @@ pub(crate) struct Run {
     pub log_file: Option<PathBuf>,
     /// `-trace`.
     pub trace: Vec<hyaline_watch::Spec>,
+    /// `-gdb`: where gdb can connect.
+    pub gdb: Option<Address>,
     /// `-pidfile`.
     pub pidfile: Option<PathBuf>,
     /// Remarks on options that were accepted and change nothing here.
@@ -111,7 +114,9 @@ pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
     (
         "Running and debugging",
         &[
-            ("S", "", "do not start the processors: with no monitor yet, the machine waits for a signal"),
+            ("S", "", "do not start the processors before gdb says so"),
+            ("s", "", "same as -gdb tcp::1234"),
+            ("gdb", "dev", "let gdb connect at tcp::PORT, tcp:HOST:PORT or unix:PATH"),
             ("no-reboot", "", "a reset ends the program"),
             ("no-shutdown", "", "a power-off stops the machine, not the program"),
             ("save-at-exit", "file", "save the machine's whole state when it ends"),
@@ -456,6 +461,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                 }
             }
             "S" => c.paused = true,
+            "s" => run.gdb = Some(Address::Tcp("127.0.0.1".into(), 1234)),
+            "gdb" if value == "none" => run.gdb = None,
+            "gdb" => run.gdb = Some(Address::parse(&value).map_err(|e| e.to_string())?),
             "no-reboot" => c.no_reboot = true,
             "no-shutdown" => c.no_shutdown = true,
             "d" => {
@@ -659,7 +667,8 @@ fn help() -> String {
                 hyaline SUBCOMMAND [options]  see `hyaline SUBCOMMAND --help`\n       \
                 hyaline                       the built-in demonstration\n\n\
          Subcommands:\n  demo        the built-in demonstration; `demo linux` boots Debian's kernel to a shell\n  \
-         explain     say what happened in a backtrace of QEMU\n",
+         explain     say what happened in a backtrace of QEMU\n  \
+         map         what is at which address; `map why io:0xc012` says why\n",
     );
     for (title, options) in OPTIONS {
         s.push_str(&format!("\n{title}:\n"));

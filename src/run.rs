@@ -2,6 +2,7 @@
 
 use crate::complain;
 use crate::options::Run;
+use hyaline_control::gdb::{self, Server};
 use hyaline_host::chardev::{Chardev, Command, Input, Spec};
 use hyaline_host::{signals, terminal};
 use hyaline_machine::Machine;
@@ -160,13 +161,29 @@ fn go(ask: Run) -> i32 {
     if let Err(e) = watched {
         return complain(&format!("no thread for signals could be started: {e}"));
     }
-    if machine.config.paused {
-        complain(
-            &"-S: the machine is stopped and there is no monitor to start it yet; Ctrl-C ends the program",
-        );
-        return wait_for_end(&machine);
-    }
-    let code = until_the_end(&mut machine, &log);
+    let server = match ask.gdb.as_ref().map(|address| {
+        let mut server = Server::new(&machine);
+        server.listen(address).map(|()| server)
+    }) {
+        Some(Err(e)) => return complain(&e),
+        Some(Ok(server)) => Some(server),
+        None => None,
+    };
+    let code = match server {
+        Some(server) => {
+            let paused = machine.config.paused;
+            gdb::drive(&mut machine, &server, paused, &|text| eprintln!("hyaline: {text}\r"), |m, e| {
+                after(m, e, &log)
+            })
+        }
+        None if machine.config.paused => {
+            complain(
+                &"-S: the machine is stopped, and nobody can start it without -s or -gdb; Ctrl-C ends the program",
+            );
+            return wait_for_end(&machine);
+        }
+        None => until_the_end(&mut machine, &log),
+    };
     machine.flush_traces();
     if let Some(path) = machine.config.save_at_exit.clone()
         && let Err(e) = save(&mut machine, &path)
@@ -210,67 +227,72 @@ fn wait_for_end(machine: &Machine) -> i32 {
     }
 }
 
-/// Runs, resets and reports until something ends it.
+/// Runs until something ends it.
 fn until_the_end(machine: &mut Machine, log: &LogTo) -> i32 {
     loop {
         let event = match machine.run() {
             Ok(event) => event,
             Err(e) => return complain(&e),
         };
-        match event {
-            Event::Exit(code) => return code,
-            Event::PowerOff if machine.config.no_shutdown => {
-                complain(&"the guest powered off; -no-shutdown keeps the program: Ctrl-C ends it");
-                return wait_for_end(machine);
-            }
-            Event::PowerOff => return 0,
-            Event::GuestPanicked => {
-                complain(&"the guest's kernel reported a panic (pvpanic)");
-                return 0;
-            }
-            Event::DeviceCrashed(_) => {
-                while let Some((slot, crash)) = machine.core.take_crash() {
-                    say(&machine.report(&Cause::DevicePanic(slot, crash)));
-                }
-                match machine.config.on_device_panic {
-                    PanicPolicy::Disable => continue,
-                    PanicPolicy::Stop => return 1,
-                    PanicPolicy::Abort => {
-                        terminal::restore();
-                        std::process::abort();
-                    }
-                }
-            }
-            Event::Failed(why) => {
-                if machine.accel() == Accel::Kvm {
-                    say(&machine.report(&Cause::KvmError(why)));
-                    return 1;
-                }
-                return complain(&why);
-            }
-            Event::Report => {
-                say(&machine.report(&Cause::Request));
-                continue;
-            }
-            Event::Stop => continue,
-            Event::TripleFault(cpu) => {
-                // The terminal stays as it is: after a reset the guest goes on.
-                let _ = writeln!(std::io::stderr().lock(), "{}", machine.triple_fault_report(cpu));
-                say(&machine.report(&Cause::TripleFault(cpu)));
-                if machine.config.no_reboot {
-                    return 0;
-                }
-            }
-            Event::Reset(_) if machine.config.no_reboot => return 0,
-            Event::Reset(_) => {}
-        }
-        if machine.config.log.cpu_reset {
-            log.write(&machine.cpu_states());
-        }
-        if let Err(e) = machine.reset(hyaline_device::Reset::System) {
-            return complain(&e);
+        if let Some(code) = after(machine, event, log) {
+            return code;
         }
     }
+}
+
+/// Reports, resets, or gives the exit code.
+fn after(machine: &mut Machine, event: Event, log: &LogTo) -> Option<i32> {
+    match event {
+        Event::Exit(code) => return Some(code),
+        Event::PowerOff if machine.config.no_shutdown => {
+            complain(&"the guest powered off; -no-shutdown keeps the program: Ctrl-C ends it");
+            return Some(wait_for_end(machine));
+        }
+        Event::PowerOff => return Some(0),
+        Event::GuestPanicked => {
+            complain(&"the guest's kernel reported a panic (pvpanic)");
+            return Some(0);
+        }
+        Event::DeviceCrashed(_) => {
+            while let Some((slot, crash)) = machine.core.take_crash() {
+                say(&machine.report(&Cause::DevicePanic(slot, crash)));
+            }
+            match machine.config.on_device_panic {
+                PanicPolicy::Disable => return None,
+                PanicPolicy::Stop => return Some(1),
+                PanicPolicy::Abort => {
+                    terminal::restore();
+                    std::process::abort();
+                }
+            }
+        }
+        Event::Failed(why) => {
+            if machine.accel() == Accel::Kvm {
+                say(&machine.report(&Cause::KvmError(why)));
+                return Some(1);
+            }
+            return Some(complain(&why));
+        }
+        Event::Report => {
+            say(&machine.report(&Cause::Request));
+            return None;
+        }
+        Event::Stop | Event::Debug(_) => return None,
+        Event::TripleFault(cpu) => {
+            // The terminal stays as it is: after a reset the guest goes on.
+            let _ = writeln!(std::io::stderr().lock(), "{}", machine.triple_fault_report(cpu));
+            say(&machine.report(&Cause::TripleFault(cpu)));
+            if machine.config.no_reboot {
+                return Some(0);
+            }
+        }
+        Event::Reset(_) if machine.config.no_reboot => return Some(0),
+        Event::Reset(_) => {}
+    }
+    if machine.config.log.cpu_reset {
+        log.write(&machine.cpu_states());
+    }
+    machine.reset(hyaline_device::Reset::System).err().map(|e| complain(&e))
 }
 
 /// Opens the character back ends and connects them to their devices.

@@ -664,6 +664,11 @@ impl KvmVcpu {
         (bytes, first)
     }
 
+    /// The guest-physical address of a linear one by the vCPU's page tables, whatever the permissions.
+    pub fn translate(&self, linear: u64) -> Option<u64> {
+        self.fd.translate_gva(linear).ok().filter(|t| t.valid != 0).map(|t| t.physical_address)
+    }
+
     /// Answers the last [`Exit::ReadMsr`] (with the value) or [`Exit::WriteMsr`] (the value is ignored): None gives the guest a
     /// general-protection fault.
     pub fn complete_msr(&mut self, answer: Option<u64>) {

@@ -122,6 +122,8 @@ pub enum Event {
     DeviceCrashed(String),
     /// A report is wanted.
     Report,
+    /// Something that a debugger waits for.
+    Debug(crate::debug::Stopped),
 }
 
 /// Something the board carries out for the chassis, once it has said how.
@@ -313,6 +315,12 @@ impl Core {
         let first = (!events.is_empty()).then(|| events.remove(0));
         self.pending.store(!events.is_empty(), Ordering::SeqCst);
         first
+    }
+    /// Drops the events that don't pass.
+    pub fn retain_events(&self, keep: impl FnMut(&Event) -> bool) {
+        let mut events = lock(&self.events);
+        events.retain(keep);
+        self.pending.store(!events.is_empty(), Ordering::SeqCst);
     }
     /// Does an event wait? Cheap: for run loops.
     #[inline]

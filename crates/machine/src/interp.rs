@@ -3,11 +3,12 @@
 use crate::chassis::{Core, Event, LogKind, Unpark};
 use crate::clock::TimeBase;
 use crate::cpu_env::{Count, CpuEnv};
+use crate::debug::{Resume, Stopped, Why};
 use crate::pc::Pc;
 use hyaline_space::{AddressSpace, Listener, Section};
 use hyaline_x86::env::Signals;
-use hyaline_x86::state::{Activity, CpuState, EventKind, Injected};
-use hyaline_x86::{Cpu, CpuLog, CpuModel, Exit, JitError, JitOptions, Tier};
+use hyaline_x86::state::{Activity, CpuState, EventKind, Injected, efer};
+use hyaline_x86::{Cpu, CpuLog, CpuModel, DebugStop, Exit, JitError, JitOptions, Tier, Watch};
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 use std::io::Write as _;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ use std::time::Duration;
 const TURN: u64 = 20_000;
 /// And when it is alone: kicks cut it short.
 const ALONE: u64 = 5_000_000;
+/// Instructions that the others execute while a debugger steps one.
+const BESIDE: u64 = 1000;
 
 /// The software processors of one machine.
 pub(crate) struct Interp {
@@ -32,6 +35,10 @@ pub(crate) struct Interp {
     pub(crate) stop_at: u64,
     /// Print what the translators did at the end.
     stats: bool,
+    /// How a debugger wants each processor to run.
+    pub(crate) resume: Vec<Resume>,
+    breakpoints: Vec<u64>,
+    watches: Vec<Watch>,
 }
 
 impl Drop for Interp {
@@ -43,6 +50,16 @@ impl Drop for Interp {
             let Some(stats) = cpu.jit_stats() else { continue };
             drop(writeln!(std::io::stderr(), "cpu{n}: {} instructions\n{stats}", cpu.state.icount));
         }
+    }
+}
+
+/// The linear address of the next instruction.
+fn linear_rip(state: &CpuState) -> u64 {
+    let code = &state.seg[1];
+    if state.efer & efer::LMA != 0 && code.long() {
+        state.rip
+    } else {
+        code.base.wrapping_add(state.rip) & 0xffff_ffff
     }
 }
 
@@ -148,8 +165,18 @@ impl Interp {
         let cpus: Vec<Cpu> = cpus.collect();
         let signals = pc.cpus.iter().map(|c| c.signals.clone()).collect();
         watch_map(&pc.memory, signals);
-        let (core, count) = (pc.core.clone(), pc.count.clone());
-        Interp { core, cpus, count, turn: 0, left: 0, stop_at: u64::MAX, stats: false }
+        Interp {
+            core: pc.core.clone(),
+            cpus,
+            count: pc.count.clone(),
+            turn: 0,
+            left: 0,
+            stop_at: u64::MAX,
+            stats: false,
+            resume: Vec::new(),
+            breakpoints: Vec::new(),
+            watches: Vec::new(),
+        }
     }
 
     /// Lets the processors translate what runs often.
@@ -198,8 +225,14 @@ impl Interp {
             TimeBase::Instructions(ns) => Some(ns),
         };
         let mut idle = 0;
+        // The processor that a debugger steps, and where it comes out of a HLT.
+        let stepped = (0..self.cpus.len()).find(|n| self.how(*n) == Resume::Step);
+        let mut beyond = None;
         loop {
             if let Some(event) = self.core.take_event() {
+                if beyond.is_some() {
+                    self.plant();
+                }
                 return event;
             }
             let to_go = match self.stop_at {
@@ -209,50 +242,26 @@ impl Interp {
             if to_go == 0 {
                 return Event::Stop;
             }
+            if let Some(n) = stepped.filter(|_| beyond.is_none()) {
+                self.others(n, per_instruction);
+                if !self.core.has_event() && self.slice(n, 1, true, per_instruction) == (0, true) {
+                    // It waits for an interrupt: the step ends where it goes on after it.
+                    beyond = Some(n);
+                    let all: Vec<u64> =
+                        self.breakpoints.iter().copied().chain([linear_rip(&self.cpus[n].state)]).collect();
+                    self.cpus[n].set_stops(&all, &self.watches);
+                }
+                continue;
+            }
             if self.left == 0 {
                 self.left = if self.cpus.len() == 1 { ALONE } else { TURN };
             }
-            let cpu = &mut self.cpus[self.turn];
-            let before = cpu.state.icount;
-            let mut budget = self.left.min(to_go);
-            if let Some(ns) = per_instruction {
-                let now = self.core.clock.now();
-                self.count.time.store(now, Ordering::Relaxed);
-                self.count.base.store(before, Ordering::Relaxed);
-                // Up to the next timer, and at least one instruction.
-                budget = budget.min((self.core.timers.next().saturating_sub(now)).div_ceil(ns).max(1));
-            }
-            let exit = cpu.run(budget);
-            let ran = cpu.state.icount - before;
-            self.left = self.left.saturating_sub(ran);
-            if ran == 0 && matches!(exit, Exit::Kicked) && self.stop_at != u64::MAX {
-                // Perhaps exceptions without end: they count in a bounded run, or it would have none.
-                self.stop_at = self.stop_at.saturating_sub(1000);
-            }
-            if let Some(ns) = per_instruction {
-                self.core.clock.reach(self.count.time.load(Ordering::Relaxed) + ran * ns);
-                self.core.timers.fire(self.core.clock.now());
-            }
-            let waits = match exit {
-                Exit::Budget | Exit::Kicked => false,
-                Exit::Halted | Exit::WaitForSipi => true,
-                Exit::Shutdown => {
-                    cpu.state.activity = Activity::Shutdown;
-                    self.core.event(Event::TripleFault(self.turn as u8));
-                    true
-                }
-                Exit::Reset => {
-                    self.core.event(Event::Reset("processor".into()));
-                    true
-                }
-                Exit::Debug(_) => {
-                    self.core.event(Event::Stop);
-                    true
-                }
+            let turn = self.turn;
+            let (ran, waits) = match self.how(turn) {
+                Resume::Stay => (0, true),
+                _ => self.slice(turn, self.left.min(to_go), false, per_instruction),
             };
-            if waits {
-                self.left = 0;
-            }
+            self.left = if waits { 0 } else { self.left.saturating_sub(ran) };
             if self.left == 0 {
                 self.turn = (self.turn + 1) % self.cpus.len();
             }
@@ -266,6 +275,91 @@ impl Interp {
                 self.wait(per_instruction.is_some());
             }
         }
+    }
+
+    /// Lets one processor execute up to `budget` instructions, or one for a debugger: how many it did, and whether it waits. What it ran into
+    /// waits as an event then.
+    fn slice(&mut self, index: usize, budget: u64, step: bool, per_instruction: Option<u64>) -> (u64, bool) {
+        let how = self.how(index);
+        let cpu = &mut self.cpus[index];
+        let before = cpu.state.icount;
+        let mut budget = budget;
+        if let Some(ns) = per_instruction {
+            let now = self.core.clock.now();
+            self.count.time.store(now, Ordering::Relaxed);
+            self.count.base.store(before, Ordering::Relaxed);
+            // Up to the next timer, and at least one instruction.
+            budget = budget.min((self.core.timers.next().saturating_sub(now)).div_ceil(ns).max(1));
+        }
+        let exit = if step { cpu.debug_step() } else { cpu.run(budget) };
+        let ran = cpu.state.icount - before;
+        if ran == 0 && matches!(exit, Exit::Kicked) && self.stop_at != u64::MAX {
+            // Perhaps exceptions without end: they count in a bounded run, or it would have none.
+            self.stop_at = self.stop_at.saturating_sub(1000);
+        }
+        if let Some(ns) = per_instruction {
+            self.core.clock.reach(self.count.time.load(Ordering::Relaxed) + ran * ns);
+            self.core.timers.fire(self.core.clock.now());
+        }
+        let waits = match exit {
+            Exit::Budget | Exit::Kicked => false,
+            Exit::Halted | Exit::WaitForSipi => true,
+            Exit::Shutdown => {
+                cpu.state.activity = Activity::Shutdown;
+                self.core.event(Event::TripleFault(index as u8));
+                true
+            }
+            Exit::Reset => {
+                self.core.event(Event::Reset("processor".into()));
+                true
+            }
+            Exit::Debug(stop) => {
+                let why = match stop {
+                    DebugStop::Breakpoint
+                        if how == Resume::Step && !self.breakpoints.contains(&linear_rip(&cpu.state)) =>
+                    {
+                        Why::Step
+                    }
+                    DebugStop::Breakpoint => Why::Breakpoint { address: linear_rip(&cpu.state) },
+                    DebugStop::Step => Why::Step,
+                    DebugStop::Watchpoint { address, is_write } => Why::Watch { address, is_write },
+                };
+                self.core.event(Event::Debug(Stopped { cpu: index as u8, why }));
+                true
+            }
+        };
+        (ran, waits)
+    }
+
+    /// While one processor is stepped, the others that run do a little.
+    fn others(&mut self, stepped: usize, per_instruction: Option<u64>) {
+        for n in (0..self.cpus.len()).filter(|n| *n != stepped) {
+            if self.how(n) == Resume::Run && !self.core.has_event() {
+                self.slice(n, BESIDE, false, per_instruction);
+            }
+        }
+    }
+
+    fn how(&self, index: usize) -> Resume {
+        self.resume.get(index).copied().unwrap_or_default()
+    }
+
+    /// Sets where all processors stop.
+    pub(crate) fn set_stops(&mut self, breakpoints: &[u64], watches: &[Watch]) {
+        self.breakpoints = breakpoints.to_vec();
+        self.watches = watches.to_vec();
+        self.plant();
+    }
+
+    fn plant(&mut self) {
+        for cpu in &mut self.cpus {
+            cpu.set_stops(&self.breakpoints, &self.watches);
+        }
+    }
+
+    /// The guest-physical address of a linear one, without any effect.
+    pub(crate) fn physical(&mut self, index: usize, linear: u64) -> Option<u64> {
+        self.cpus.get_mut(index)?.debug_translate(linear)
     }
 
     /// All processors wait: until a timer is due or somebody calls.

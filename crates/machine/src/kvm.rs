@@ -3,12 +3,14 @@
 use crate::chassis::{ApicSink, Core, CpuPort, Event, Waker};
 use crate::config::KernelIrqchip;
 use crate::cpu_env::CpuEnv;
+use crate::debug::{Resume, Stopped, Why};
 use crate::pc::Pc;
 use hyaline_device::{ApicMessage, Slot};
 use hyaline_devices::intc::lapic::{self, Lapic};
 use hyaline_kvm::cpuid::{CpuidLeaf, host_model};
 use hyaline_kvm::{
-    Exit, Gsi, Irqchip, KickHandle, Kvm, KvmError, KvmVcpu, KvmVm, LapicPage, SystemEvent, VmOptions,
+    DebugCause, DebugControl, DebugStop, Exit, Gsi, Irqchip, KickHandle, Kvm, KvmError, KvmVcpu, KvmVm,
+    LapicPage, SystemEvent, VmOptions, Watch,
 };
 use hyaline_x86::CpuModel;
 use hyaline_x86::cpuid::{Accelerator, HostCpu, Leaf};
@@ -24,6 +26,17 @@ pub(crate) struct KvmEngine {
     irqchip: Irqchip,
     /// Accesses that left the guest.
     pub remarks: Vec<String>,
+    /// How a debugger wants each processor to run.
+    pub resume: Vec<Resume>,
+    debug: Debug,
+}
+
+/// What a debugger wants to stop at.
+#[derive(Clone, Debug, Default)]
+struct Debug {
+    control: DebugControl,
+    /// Where it has put INT3.
+    software: Vec<u64>,
 }
 
 /// Wakes a vCPU thread, in the guest or out of it.
@@ -105,6 +118,26 @@ fn leaves(
     Ok(model.leaves(0).iter().map(leaf).collect())
 }
 
+impl Debug {
+    /// What a stop means to the debugger, if it is one of its own.
+    fn why(&self, stop: &DebugStop) -> Option<Why> {
+        match stop.cause {
+            DebugCause::Software => {
+                self.software.contains(&stop.pc).then_some(Why::Breakpoint { address: stop.pc })
+            }
+            DebugCause::Step => Some(Why::Step),
+            DebugCause::Hardware(n) => {
+                let point = self.control.hardware.get(usize::from(n)).copied().flatten()?;
+                Some(match point.watch {
+                    Watch::Execute => Why::Breakpoint { address: point.address },
+                    watch => Why::Watch { address: point.address, is_write: watch == Watch::Write },
+                })
+            }
+            DebugCause::Other(_) => None,
+        }
+    }
+}
+
 impl KvmEngine {
     /// Makes the virtual machine and its vCPUs on a board whose chips fit `option`.
     ///
@@ -142,7 +175,15 @@ impl KvmEngine {
                 }));
             }
         }
-        let mut engine = KvmEngine { core: pc.core.clone(), vm, vcpus, irqchip, remarks };
+        let mut engine = KvmEngine {
+            core: pc.core.clone(),
+            vm,
+            vcpus,
+            irqchip,
+            remarks,
+            resume: Vec::new(),
+            debug: Debug::default(),
+        };
         engine.collect_remarks();
         Ok(engine)
     }
@@ -223,6 +264,25 @@ impl KvmEngine {
         Ok(())
     }
 
+    /// Says what to stop at, with [`KvmEngine::resume`] set.
+    ///
+    /// # Errors
+    /// KVM refuses it.
+    pub fn set_debug(&mut self, control: DebugControl, software: Vec<u64>) -> Result<(), String> {
+        for (n, (vcpu, _)) in self.vcpus.iter_mut().enumerate() {
+            let step = self.resume.get(n) == Some(&Resume::Step);
+            vcpu.set_debug(&DebugControl { step, ..control }).map_err(|e| e.to_string())?;
+        }
+        self.debug = Debug { control, software };
+        self.collect_remarks();
+        Ok(())
+    }
+
+    /// The guest-physical address of a linear one.
+    pub fn translate(&self, index: usize, linear: u64) -> Option<u64> {
+        self.vcpus.get(index)?.0.translate(linear)
+    }
+
     /// Are the local APICs the kernel's?
     pub(crate) fn has_lapics(&self) -> bool {
         self.irqchip != Irqchip::Off
@@ -232,15 +292,19 @@ impl KvmEngine {
     pub(crate) fn run(&mut self, ports: &[Arc<CpuPort>], ioapic: &Arc<Slot>) -> Event {
         let core = self.core.clone();
         let vm = self.vm.clone();
+        let debug = &self.debug;
         std::thread::scope(|scope| {
             for (n, ((vcpu, env), port)) in self.vcpus.iter_mut().zip(ports).enumerate() {
+                if self.resume.get(n) == Some(&Resume::Stay) {
+                    continue;
+                }
                 let wake = Arc::new(Wake { handle: vcpu.kick_handle(), thread: Mutex::new(None) });
                 port.set_waker(Some(wake.clone()));
                 let (own, vm, ioapic) = (core.clone(), vm.clone(), ioapic.clone());
                 let body = move || {
                     *wake.thread.lock().unwrap_or_else(PoisonError::into_inner) =
                         Some(std::thread::current());
-                    drive(n as u8, vcpu, env, &own, &vm, &ioapic);
+                    drive(n as u8, vcpu, env, &own, &vm, &ioapic, debug);
                 };
                 let thread = Builder::new().name(format!("vcpu{n}/kvm")).spawn_scoped(scope, body);
                 if let Err(e) = thread {
@@ -256,7 +320,15 @@ impl KvmEngine {
 }
 
 /// One vCPU, until an event waits.
-fn drive(n: u8, vcpu: &mut KvmVcpu, env: &mut CpuEnv, core: &Core, vm: &KvmVm, ioapic: &Arc<Slot>) {
+fn drive(
+    n: u8,
+    vcpu: &mut KvmVcpu,
+    env: &mut CpuEnv,
+    core: &Core,
+    vm: &KvmVm,
+    ioapic: &Arc<Slot>,
+    debug: &Debug,
+) {
     while !core.has_event() {
         match vcpu.run(env) {
             Exit::Kicked => {}
@@ -272,7 +344,16 @@ fn drive(n: u8, vcpu: &mut KvmVcpu, env: &mut CpuEnv, core: &Core, vm: &KvmVm, i
             Exit::ApicEoi { vector } => {
                 ioapic.message(&ApicMessage::Eoi { vector });
             }
-            Exit::Debug(_) => core.event(Event::Stop),
+            Exit::Debug(stop) => match debug.why(&stop) {
+                Some(why) => core.event(Event::Debug(Stopped { cpu: n, why })),
+                // An INT3 of the guest's own.
+                None if stop.cause == DebugCause::Software => {
+                    if let Err(e) = vcpu.inject_breakpoint() {
+                        core.log(crate::chassis::LogKind::GuestError, "kvm", &e.to_string());
+                    }
+                }
+                None => {}
+            },
             // What the kernel doesn't know gets a general-protection fault, as on a processor without it.
             Exit::ReadMsr { .. } | Exit::WriteMsr { .. } => vcpu.complete_msr(None),
             Exit::System(SystemEvent::Reset) => core.event(Event::Reset("the kernel's system event".into())),

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod cpu_dump;
 pub mod cpu_env;
+pub mod debug;
 mod devices;
 pub mod guest_stack;
 mod interp;

@@ -84,7 +84,7 @@ impl hyaline_watch::Clock for RecorderClock {
 }
 
 /// Who runs the processors.
-enum Engine {
+pub(crate) enum Engine {
     Interp(Box<Interp>),
     Kvm(Box<KvmEngine>),
 }
@@ -111,7 +111,8 @@ pub struct Machine {
     /// What was booted, in words.
     pub booted: String,
     firmware: Option<Vec<u8>>,
-    engine: Engine,
+    pub(crate) engine: Engine,
+    pub(crate) planted: crate::debug::Planted,
     timers: Option<JoinHandle<()>>,
 }
 
@@ -192,6 +193,7 @@ impl Machine {
             booted: String::new(),
             firmware,
             engine,
+            planted: Default::default(),
             timers: None,
         };
         let log = machine.config.log;
@@ -211,6 +213,32 @@ impl Machine {
             space.set_observer(Some(machine.recorder.clone()));
         }
         Ok(machine)
+    }
+
+    /// The board alone, as firmware finds it, or with a kernel that is started without firmware as that finds it: for who asks what sits where.
+    /// The accelerator is not opened, and a firmware image that isn't there is left out.
+    ///
+    /// # Errors
+    /// In words, with the option to look at.
+    pub fn board(config: &Config) -> Result<Pc, MachineError> {
+        let firmware = match firmware(config, &mut Vec::new()) {
+            Err(MachineError::Firmware(_)) => None,
+            other => other?,
+        };
+        let chips = match (config.accels.first(), config.irqchip) {
+            (Some(Accel::Kvm), KernelIrqchip::Split) => Chips::LapicInKernel,
+            (Some(Accel::Kvm), KernelIrqchip::On) => Chips::AllInKernel,
+            _ => Chips::Ours,
+        };
+        let core = Core::new(Clock::new(TimeBase::Host, None), Some(1));
+        let pc = Pc::new(config, core, firmware.as_deref(), chips)?;
+        for placed in &pc.devices {
+            placed.slot.reset(Reset::Power);
+        }
+        if firmware.is_none() {
+            pc.firmware_work()?;
+        }
+        Ok(pc)
     }
 
     /// Resets everything and loads anew what is booted without firmware.
