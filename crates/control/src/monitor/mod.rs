@@ -135,8 +135,8 @@ impl Monitor {
             ["registers"] => (0..processor(machine))
                 .map(|n| {
                     let state = machine.cpu_state(n).map_err(|e| e.to_string())?;
-                    Ok(hyaline_machine::cpu_dump::text(n as u8, &state)
-                        + &format!("CR8={:x}\n", machine.cr8(n)))
+                    Ok(hyaline_machine::cpu_dump::text(n as u8, &state).trim_end().to_string()
+                        + &format!("\nCR8={:x}\n", machine.cr8(n)))
                 })
                 .collect(),
             ["mtree"] => Ok(crate::map::tree(&machine.pc)),
