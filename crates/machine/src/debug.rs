@@ -147,7 +147,7 @@ impl Machine {
     /// KVM: debugging is refused.
     pub fn set_resume(&mut self, resume: &[Resume]) -> Result<(), MachineError> {
         match &mut self.engine {
-            Engine::Interp(interp) => interp.resume = resume.to_vec(),
+            Engine::Interp(interp) => interp.set_resume(resume),
             Engine::Kvm(kvm) => {
                 kvm.resume = resume.to_vec();
                 let software: Vec<u64> = self.planted.patches.iter().map(|(a, ..)| *a).collect();

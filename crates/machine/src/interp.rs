@@ -36,7 +36,9 @@ pub(crate) struct Interp {
     /// Print what the translators did at the end.
     stats: bool,
     /// How a debugger wants each processor to run.
-    pub(crate) resume: Vec<Resume>,
+    resume: Vec<Resume>,
+    /// It goes on from where a debugger had it.
+    resumed: bool,
     breakpoints: Vec<u64>,
     watches: Vec<Watch>,
 }
@@ -174,6 +176,7 @@ impl Interp {
             stop_at: u64::MAX,
             stats: false,
             resume: Vec::new(),
+            resumed: false,
             breakpoints: Vec::new(),
             watches: Vec::new(),
         }
@@ -224,6 +227,9 @@ impl Interp {
             TimeBase::Host => None,
             TimeBase::Instructions(ns) => Some(ns),
         };
+        if std::mem::take(&mut self.resumed) {
+            self.leave_breakpoints(per_instruction);
+        }
         let mut idle = 0;
         // The processor that a debugger steps, and where it comes out of a HLT.
         let stepped = (0..self.cpus.len()).find(|n| self.how(*n) == Resume::Step);
@@ -329,6 +335,26 @@ impl Interp {
             }
         };
         (ran, waits)
+    }
+
+    /// Outside of flat memory gdb does not see that a breakpoint, whose address is linear, is at the present instruction, and does not step over
+    /// it as it does else.
+    fn leave_breakpoints(&mut self, per_instruction: Option<u64>) {
+        for n in 0..self.cpus.len() {
+            let state = &self.cpus[n].state;
+            let at = linear_rip(state);
+            if self.how(n) == Resume::Run && at != state.rip && self.breakpoints.contains(&at) {
+                // A kick may come before the step.
+                (0..4).any(|_| self.slice(n, 1, true, per_instruction).0 > 0);
+            }
+        }
+        self.core.retain_events(|e| !matches!(e, Event::Debug(Stopped { why: Why::Step, .. })));
+    }
+
+    /// How a debugger wants the processors to run from now on.
+    pub(crate) fn set_resume(&mut self, resume: &[Resume]) {
+        self.resume = resume.to_vec();
+        self.resumed = true;
     }
 
     /// While one processor is stepped, the others that run do a little.

@@ -139,6 +139,18 @@ impl Machine {
         Ok(())
     }
 
+    /// Ends all access traces; gives how many there were.
+    pub fn end_traces(&mut self) -> usize {
+        let ended = self.traces.len();
+        for trace in self.traces.drain(..) {
+            trace.flush();
+            let sink: Arc<dyn Sink> = trace;
+            self.recorder.detach(&sink);
+        }
+        self.core.set_dma_watch(None);
+        ended
+    }
+
     /// Has the recorder see bus masters' accesses to memory.
     pub fn watch_dma(&self) {
         let names: HashMap<u16, String> =

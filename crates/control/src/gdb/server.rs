@@ -398,7 +398,7 @@ pub fn drive(
             if core.take_event().map(|e| keep(e, &mut later)).is_none() {
                 core.wait_event();
             }
-            if let Some(at) = later.iter().position(|e| matches!(e, Event::Exit(_)))
+            if let Some(at) = later.iter().position(|e| matches!(e, Event::Exit(_) | Event::Report))
                 && let Some(event) = later.remove(at)
                 && let Some(code) = on_event(guest.machine, event)
             {
@@ -417,7 +417,7 @@ pub fn drive(
                 if let Why::Access(text) = &stop.why {
                     guest.monitor.stopped_by = Some(text.clone());
                 }
-                (Some(reason(stop, &guest)), stop.cpu)
+                (Some(reason(stop, &mut guest)), stop.cpu)
             }
             Event::TripleFault(cpu) => (Some(stopped(usize::from(*cpu), Signal::SIGSEGV)), *cpu),
             _ => (None, 0),
@@ -458,9 +458,14 @@ fn keep(event: Event, later: &mut VecDeque<Event>) {
     }
 }
 
-fn reason(stop: &Stopped, guest: &Guest<'_>) -> MultiThreadStopReason<u64> {
+fn reason(stop: &Stopped, guest: &mut Guest<'_>) -> MultiThreadStopReason<u64> {
     let tid = tid(usize::from(stop.cpu));
+    let cpu = usize::from(stop.cpu);
     match &stop.why {
+        // Outside of flat memory gdb takes the instruction pointer for the address, finds no breakpoint there, and would just go on.
+        Why::Breakpoint { address } if guest.machine.cpu_state(cpu).is_ok_and(|s| s.rip != *address) => {
+            stopped(cpu, Signal::SIGTRAP)
+        }
         Why::Breakpoint { address } if guest.points.hardware.contains(address) => {
             MultiThreadStopReason::HwBreak(tid)
         }

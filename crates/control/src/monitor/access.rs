@@ -23,7 +23,8 @@ fn is_at(record: &AccessRecord, site: &Site, device: &str, register: &Register) 
 
 fn line(machine: &Machine, record: &AccessRecord) -> Option<String> {
     let site = machine.recorder.site(record.site)?;
-    Some(format!("{}\n", Line { record, site: &site, guest: None }))
+    let guest = (record.rip != 0).then(|| machine.guest.name(record.rip)).flatten();
+    Some(format!("{}\n", Line { record, site: &site, guest: guest.as_deref() }))
 }
 
 /// The last accesses.

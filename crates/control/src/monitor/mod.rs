@@ -35,7 +35,8 @@ phys on|off                     gdb's memory commands mean guest-physical (or li
 phys ADDRESS [N]                N bytes (64) at a guest-physical address
 phys write ADDRESS BYTE…        writes bytes there
 translate ADDRESS               the guest-physical address of a linear one
-trace on SPEC|off               not in this version: use rbreak and last
+trace on [SPEC]|off             one line for each access that fits SPEC (as for -trace): trace on reg:com1.lcr,file=/tmp/t
+symbol NAME|ADDRESS             the guest kernel's symbol, by the table found in its memory
 quit                            ends the machine and the program
 ";
 
@@ -112,11 +113,11 @@ impl Monitor {
             ["code", n] => parse_number(n).map(|n| code(machine, n.min(1000) as usize)),
             ["phys", rest @ ..] => self.phys(machine, rest),
             ["translate", address] => parse_number(address).map(|a| translate(machine, a)),
-            ["trace", ..] => Err(
-                "trace: filters for accesses are not in this version. `last 50` shows the latest accesses, `last reg NAME` the latest to a register, \
-                 `rbreak reg NAME` stops at the next"
-                    .into(),
-            ),
+            ["trace", "off"] => Ok(format!("{} traces ended\n", machine.end_traces())),
+            ["trace", "on"] => trace(machine, ""),
+            ["trace", "on", spec] => trace(machine, spec),
+            ["trace", ..] => Err("trace: write trace on SPEC (as for -trace, without blanks) or trace off".into()),
+            ["symbol", what] => symbol(machine, what),
             ["quit" | "q"] => {
                 self.quit = true;
                 Ok(String::new())
@@ -164,7 +165,7 @@ impl Monitor {
             ["when", text @ ..] => Condition::parse(&text.concat())?,
             _ => {
                 return Err(
-                    "rbreak: after the name come read or write, then when value=V or when value&MASK".into()
+                    "rbreak: after the name come read or write, then when value=V or when value&MASK".into(),
                 );
             }
         };
@@ -303,6 +304,31 @@ fn code(machine: &mut Machine, count: usize) -> String {
         }
     }
     text
+}
+
+fn trace(machine: &mut Machine, spec: &str) -> Result<String, String> {
+    let spec =
+        if spec.is_empty() { Ok(hyaline_watch::Spec::all()) } else { hyaline_watch::Spec::parse(spec) };
+    let spec = spec.map_err(|e| format!("trace on: {e}"))?;
+    let to =
+        spec.file.as_ref().map_or("the program's standard error".to_string(), |f| f.display().to_string());
+    machine.trace(&[spec]).map_err(|e| e.to_string())?;
+    Ok(format!("tracing to {to}; `trace off` ends it\n"))
+}
+
+fn symbol(machine: &mut Machine, what: &str) -> Result<String, String> {
+    let state = machine.cpu_state(0).map_err(|e| e.to_string())?;
+    let symbols = machine.guest.search(Some(state.rip), Some(state.msr.lstar)).ok_or(
+        "symbol: no table of symbols was found in the guest's memory; it is there once a Linux kernel has unpacked itself, or name a System.map or \
+         vmlinux with -symbols",
+    )?;
+    let address = match symbols.address(what) {
+        Some(a) => a,
+        None => parse_number(what)
+            .map_err(|_| format!("symbol: there is no `{what}` in {}", symbols.describe()))?,
+    };
+    let name = symbols.at(address).unwrap_or_else(|| what.to_string());
+    Ok(format!("{address:#x} is {name} ({})\n", symbols.describe()))
 }
 
 fn devices(machine: &Machine) -> String {
