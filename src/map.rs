@@ -16,7 +16,7 @@ stub's `monitor info mtree` and `monitor map why PLACE` show the same.
 ";
 
 /// `hyaline map …`.
-pub fn command(args: Vec<OsString>) -> i32 {
+pub(crate) fn command(args: Vec<OsString>) -> i32 {
     let mut args = args.into_iter().peekable();
     let mut place = None;
     if args.peek().is_some_and(|a| a == "why") {

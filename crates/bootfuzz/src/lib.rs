@@ -156,6 +156,7 @@ fn case(seed: u64, options: &Options, dir: &Path) -> Result<End> {
                 ("triple fault", (report.len() < 100).then_some(report))
             }
             Ok(Event::Stop | Event::Report) => ("ran on", None),
+            Ok(Event::Debug(stop)) => ("debug stop", Some(format!("nobody debugs: {stop:?}"))),
             Ok(Event::GuestPanicked) => ("pvpanic", None),
             Ok(Event::Failed(text)) => ("failed", Some(text)),
             Ok(Event::DeviceCrashed(text)) => ("device crashed", Some(text)),

@@ -27,7 +27,7 @@ pub(crate) struct KvmEngine {
     /// Accesses that left the guest.
     pub remarks: Vec<String>,
     /// How a debugger wants each processor to run.
-    pub resume: Vec<Resume>,
+    pub(crate) resume: Vec<Resume>,
     debug: Debug,
 }
 
@@ -268,7 +268,7 @@ impl KvmEngine {
     ///
     /// # Errors
     /// KVM refuses it.
-    pub fn set_debug(&mut self, control: DebugControl, software: Vec<u64>) -> Result<(), String> {
+    pub(crate) fn set_debug(&mut self, control: DebugControl, software: Vec<u64>) -> Result<(), String> {
         for (n, (vcpu, _)) in self.vcpus.iter_mut().enumerate() {
             let step = self.resume.get(n) == Some(&Resume::Step);
             vcpu.set_debug(&DebugControl { step, ..control }).map_err(|e| e.to_string())?;
@@ -279,7 +279,7 @@ impl KvmEngine {
     }
 
     /// The guest-physical address of a linear one.
-    pub fn translate(&self, index: usize, linear: u64) -> Option<u64> {
+    pub(crate) fn translate(&self, index: usize, linear: u64) -> Option<u64> {
         self.vcpus.get(index)?.0.translate(linear)
     }
 
