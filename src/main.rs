@@ -4,6 +4,7 @@ mod demo;
 mod demo_builtin;
 mod map;
 mod options;
+mod profile;
 mod run;
 
 use hyaline_host::signals;
@@ -25,6 +26,10 @@ fn main() -> ExitCode {
         "map" => {
             args.next();
             map::command(args.collect())
+        }
+        "profile" => {
+            args.next();
+            profile::command(args.collect())
         }
         "explain" => {
             args.next();

@@ -30,6 +30,12 @@ pub(crate) struct Run {
     pub trace: Vec<hyaline_watch::Spec>,
     /// `-gdb`: where gdb can connect.
     pub gdb: Option<Address>,
+    /// `-profile`: files for the exit profile.
+    pub profile: Vec<PathBuf>,
+    /// `hyaline profile`: print the profile at the end.
+    pub profile_text: bool,
+    /// `hyaline profile SECONDS`: end after them.
+    pub seconds: Option<f64>,
     /// `-pidfile`.
     pub pidfile: Option<PathBuf>,
     /// Remarks on options that were accepted and change nothing here.
@@ -134,6 +140,11 @@ pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
                 "symbols",
                 "file|auto|none",
                 "the guest kernel's symbols: a vmlinux, a System.map, or found in its memory (default)",
+            ),
+            (
+                "profile",
+                "file",
+                "at the end write an exit profile: FILE.html, .svg (flame graph), .folded, .json (Chrome trace) or .txt",
             ),
             (
                 "on-device-panic",
@@ -492,6 +503,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                 run.trace
                     .push(hyaline_watch::Spec::parse(&value).map_err(|e| format!("-trace {value}: {e}"))?);
             }
+            "profile" => run.profile.push(raw.into()),
             "on-device-panic" => {
                 c.on_device_panic = match value.as_str() {
                     "disable" => PanicPolicy::Disable,
@@ -667,6 +679,7 @@ fn help() -> String {
                 hyaline SUBCOMMAND [options]  see `hyaline SUBCOMMAND --help`\n       \
                 hyaline                       the built-in demonstration\n\n\
          Subcommands:\n  demo        the built-in demonstration; `demo linux` boots Debian's kernel to a shell\n  \
+         profile     run a machine and say where its exits go: profile [SECONDS] [--html FILE] -- OPTIONS\n  \
          explain     say what happened in a backtrace of QEMU\n  \
          map         what is at which address; `map why io:0xc012` says why\n",
     );

@@ -149,6 +149,23 @@ fn go(ask: Run) -> i32 {
     if let Err(e) = machine.trace(&ask.trace) {
         return complain(&e);
     }
+    let profile = (ask.profile_text || !ask.profile.is_empty()).then(|| {
+        let profile = hyaline_watch::Profile::new(usize::from(machine.config.cpus));
+        machine.attach(profile.clone());
+        machine.watch_dma();
+        machine.record_durations(true);
+        profile
+    });
+    if let Some(seconds) = ask.seconds {
+        let core = machine.core.clone();
+        let body = move || {
+            std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+            core.event(Event::Exit(0));
+        };
+        if let Err(e) = std::thread::Builder::new().name("end".into()).spawn(body) {
+            return complain(&format!("no thread for the end of the profile could be started: {e}"));
+        }
+    }
     machine.core.set_log(Some(log.clone()));
     if let Err(code) = connect(&machine) {
         return code;
@@ -185,6 +202,12 @@ fn go(ask: Run) -> i32 {
         None => until_the_end(&mut machine, &log),
     };
     machine.flush_traces();
+    if let Some(profile) = profile {
+        let summary = profile.summary(Some(&machine.guest));
+        if let Err(e) = crate::profile::write(&summary, &ask.profile, ask.profile_text) {
+            return complain(&e);
+        }
+    }
     if let Some(path) = machine.config.save_at_exit.clone()
         && let Err(e) = save(&mut machine, &path)
     {

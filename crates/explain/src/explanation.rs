@@ -423,6 +423,10 @@ pub fn explain(report: &Report, mtree: &[Range]) -> Explanation {
         chain,
         report: report.hyaline.as_ref().map(report_lines).unwrap_or_default(),
     };
+    if e.accesses.is_empty() && report.hyaline.as_ref().is_some_and(|h| h.access.is_some()) {
+        // The host's stack of our own reports shows no access, the report itself does.
+        e.who = "The guest's code that made the access above.".into();
+    }
     if report.prose.iter().any(|p| p.contains("corrupt stack")) {
         // The debugger itself doubts the frames.
         for a in &mut e.accesses {

@@ -156,7 +156,7 @@ impl Reporter {
             "devices": pc.devices.iter().map(|p| object!({
                 "name": p.slot.name(), "chip": p.slot.chip().name, "title": p.slot.chip().title, "pci_device": p.pci,
             })).collect::<Vec<_>>(),
-            "program": concat!("hyaline ", env!("CARGO_PKG_VERSION")), "host": std::env::consts::ARCH,
+            "program": env!("CARGO_PKG_VERSION"), "host": std::env::consts::ARCH,
         });
         Reporter {
             core: pc.core.clone(),
@@ -304,7 +304,7 @@ impl Reporter {
             Cause::Request => ("a report was asked for".into(), String::new()),
         };
         put(object!({
-            "hyaline_crash_report": VERSION, "program": concat!("hyaline ", env!("CARGO_PKG_VERSION")), "cause": cause.name(),
+            "hyaline_crash_report": VERSION, "program": env!("CARGO_PKG_VERSION"), "cause": cause.name(),
             "message": message, "location": location, "device": cause.slot().map_or("", |s| s.name()),
             "policy": if matches!(cause, Cause::DevicePanic(..)) { self.policy.words() } else { "" },
             "time": seconds(now), "time_ns": now, "pid": std::process::id(),
@@ -326,7 +326,17 @@ impl Reporter {
                 object!({"type": "chip", "name": slot.chip().name, "title": slot.chip().title, "manual": slot.chip().manual,
                 "replay": replay(slot)}),
             )?;
-            for (r, s) in self.recent(slot) {
+            let mut recent = self.recent(slot);
+            // The access in hand was recorded too when it came back without an answer; it has a line of its own.
+            let same = |r: &AccessRecord, a: &Handled| {
+                (r.offset, r.is_write, r.rip) == (a.offset, a.is_write, a.origin.rip) && !r.outcome.is_ok()
+            };
+            if let (Some((r, _)), Some(a)) = (recent.last(), cause.access())
+                && same(r, a)
+            {
+                recent.pop();
+            }
+            for (r, s) in recent {
                 put(self.record("recent", Some(slot), &r, &s))?;
             }
             put(registers(slot))?;
