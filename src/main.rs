@@ -1,11 +1,13 @@
 //! The `hyaline` program: the command line and nothing else.
 
+mod control;
 mod demo;
 mod demo_builtin;
 mod map;
 mod options;
 mod profile;
 mod run;
+mod top;
 
 use hyaline_host::signals;
 use std::ffi::OsString;
@@ -26,6 +28,10 @@ fn main() -> ExitCode {
         "map" => {
             args.next();
             map::command(args.collect())
+        }
+        "top" => {
+            args.next();
+            top::command(args.collect())
         }
         "profile" => {
             args.next();

@@ -36,6 +36,8 @@ pub(crate) struct Run {
     pub profile_text: bool,
     /// `hyaline profile SECONDS`: end after them.
     pub seconds: Option<f64>,
+    /// `-control`.
+    pub control: Option<String>,
     /// `-pidfile`.
     pub pidfile: Option<PathBuf>,
     /// Remarks on options that were accepted and change nothing here.
@@ -146,6 +148,7 @@ pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
                 "file",
                 "at the end write an exit profile: FILE.html, .svg (flame graph), .folded, .json (Chrome trace) or .txt",
             ),
+            ("control", "unix:path", "a socket for `hyaline top` and other programs: one JSON object a line"),
             (
                 "on-device-panic",
                 "disable|stop|abort",
@@ -503,6 +506,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                 run.trace
                     .push(hyaline_watch::Spec::parse(&value).map_err(|e| format!("-trace {value}: {e}"))?);
             }
+            "control" => run.control = Some(utf8()?),
             "profile" => run.profile.push(raw.into()),
             "on-device-panic" => {
                 c.on_device_panic = match value.as_str() {
@@ -680,6 +684,7 @@ fn help() -> String {
                 hyaline                       the built-in demonstration\n\n\
          Subcommands:\n  demo        the built-in demonstration; `demo linux` boots Debian's kernel to a shell\n  \
          profile     run a machine and say where its exits go: profile [SECONDS] [--html FILE] -- OPTIONS\n  \
+         top         watch a running machine: exits by register, processors, guest functions\n  \
          explain     say what happened in a backtrace of QEMU\n  \
          map         what is at which address; `map why io:0xc012` says why\n",
     );

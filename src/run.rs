@@ -156,6 +156,11 @@ fn go(ask: Run) -> i32 {
         machine.record_durations(true);
         profile
     });
+    let _control = match ask.control.as_deref().map(|spec| crate::control::listen(spec, &machine)) {
+        Some(Err(e)) => return complain(&e),
+        Some(Ok(control)) => Some(control),
+        None => None,
+    };
     if let Some(seconds) = ask.seconds {
         let core = machine.core.clone();
         let body = move || {

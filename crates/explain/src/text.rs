@@ -434,7 +434,11 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
             &mut out,
             "  ",
             "  ",
-            &format!("No access of the guest to a device is on this stack: {}.", actor_words(e)),
+            &if e.report.iter().any(|l| l.starts_with("Access in hand")) {
+                "The guest's access is the one in hand that the report gives above.".to_string()
+            } else {
+                format!("No access of the guest to a device is on this stack: {}.", actor_words(e))
+            },
         );
     }
     for f in

@@ -233,7 +233,6 @@ impl Profile {
                 Row {
                     cells: addresses
                         .range((key.0, 0)..=(key.0, u64::MAX))
-                        .filter(|_| true)
                         .map(|((_, addr), (r, w))| (*addr, *r, *w))
                         .collect(),
                     functions: list,
@@ -348,6 +347,8 @@ impl Row {
     fn name(&self) -> String {
         let s = &self.stat.site;
         match (s.register, s.owner.as_str()) {
+            // The register is one of the function that the address latch selected, whichever it is.
+            (Some(r), _) if s.name == "confdata" => format!("pci-config.{}", r.name),
             (Some(r), "") => format!("{}.{}", s.name, r.name),
             (Some(r), owner) => format!("{owner}.{}", r.name),
             (None, _) if self.stat.unassigned == self.stat.count => {

@@ -103,10 +103,8 @@ impl Summary {
                     s.split, s.size
                 ));
             }
-            if let Some(r) = s
-                .site
-                .register
-                .filter(|r| s.split == 0 && s.size > r.width && !s.site.name.contains("config"))
+            if let Some(r) =
+                s.site.register.filter(|r| s.split == 0 && s.size > r.width && !s.site.name.contains("conf"))
             {
                 out.push(format!(
                     "{name} is {} wide and was accessed with {} bytes: drivers do not do that.",
