@@ -49,7 +49,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         space.set_observer(None);
                     }
                 }
-                2 => machine.trace(&[hyaline_watch::Spec { file: Some(file.clone()), ..hyaline_watch::Spec::all() }])?,
+                2 => machine.trace(&[hyaline_watch::Spec {
+                    file: Some(file.clone()),
+                    ..hyaline_watch::Spec::all()
+                }])?,
                 3 => {
                     machine.attach(Profile::new(1));
                     machine.record_durations(true);

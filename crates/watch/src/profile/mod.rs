@@ -216,7 +216,9 @@ impl Profile {
             None if rip == 0 => "-".into(),
             None => format!("{rip:#x}"),
         };
-        let mut functions: HashMap<(u32, bool), Vec<(String, u64, u64)>> = HashMap::new();
+        // By site and direction: functions with their counts and times.
+        type Callers = Vec<(String, u64, u64)>;
+        let mut functions: HashMap<(u32, bool), Callers> = HashMap::new();
         for ((site, is_write, rip), (count, took)) in &pairs {
             let list = functions.entry((*site, *is_write)).or_default();
             let n = name(*rip);
