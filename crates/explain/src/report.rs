@@ -41,7 +41,7 @@ pub struct CrashReport {
     pub vcpus: Vec<String>,
     /// The last lines of the guest's console.
     pub console: Vec<String>,
-    /// The last accesses of all devices, oldest first; at most [`MAX_LAST`] are kept.
+    /// The last accesses of all devices, oldest first; at most 16 are kept.
     pub last: std::collections::VecDeque<ReportAccess>,
     /// What was done about it.
     pub policy: String,
