@@ -331,6 +331,14 @@ fn breakpoints_watchpoints_steps(name: &str, accel: Accel) {
     assert!(stop.starts_with("T05") && !stop.contains("break"), "{stop}");
     assert_eq!(gdb.rip(), 0x14);
     gdb.ok(&format!("z1,{:x},1", BASE + 0x14));
+    // An access to a device stops after its instruction.
+    assert!(gdb.monitor("rbreak reg com1.lcr write when value&0x80").contains("Break 1"));
+    let stop = gdb.ask("vCont;c");
+    assert!(stop.starts_with("T05"), "{stop}");
+    assert_eq!(gdb.rip(), 0x11);
+    assert!(gdb.monitor("reg com1.lcr").contains("0x83"));
+    assert!(gdb.monitor("explain").contains("stopped by access"));
+    gdb.monitor("rbreak delete 1");
     // More than the hardware has.
     let mut refused = 0;
     for n in 0..6 {

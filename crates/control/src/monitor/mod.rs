@@ -35,7 +35,7 @@ phys on|off                     gdb's memory commands mean guest-physical (or li
 phys ADDRESS [N]                N bytes (64) at a guest-physical address
 phys write ADDRESS BYTE…        writes bytes there
 translate ADDRESS               the guest-physical address of a linear one
-trace on [SPEC]|off             one line for each access that fits SPEC (as for -trace): trace on reg:com1.lcr,file=/tmp/t
+trace on [SPEC]|off             one line for each access that fits SPEC (as for -trace): trace on reg:serial0.LCR,file=/tmp/t
 symbol NAME|ADDRESS             the guest kernel's symbol, by the table found in its memory
 quit                            ends the machine and the program
 ";
