@@ -245,7 +245,10 @@ impl Summary {
         let height = root.depth() * ROW + 40;
         let mut body = String::new();
         let weight = |f: &Flame| f.took.max(f.count);
-        #[allow(clippy::too_many_arguments, reason = "a recursion over one picture: its place, its scale, its output")]
+        #[allow(
+            clippy::too_many_arguments,
+            reason = "a recursion over one picture: its place, its scale, its output"
+        )]
         fn draw(
             f: &Flame,
             name: &str,
