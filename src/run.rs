@@ -67,6 +67,8 @@ impl Input for ToDevice {
 struct LogTo {
     items: LogItems,
     file: Mutex<Option<File>>,
+    /// The file could not be written: that was said.
+    lost: std::sync::atomic::AtomicBool,
 }
 
 impl Log for LogTo {
@@ -90,9 +92,10 @@ impl LogTo {
         match &mut *file {
             Some(f) => {
                 if let Err(e) = writeln!(f, "{line}") {
-                    // A full disk must not stop the guest; say it once.
-                    complain(&format!("the log can't be written any more: {e}"));
-                    *file = None;
+                    // A full disk must not stop the guest, nor send the log to the terminal; say it once.
+                    if !self.lost.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                        complain(&format!("the log can't be written any more: {e}"));
+                    }
                 }
             }
             // Standard error may be closed: then the log is lost, not the guest.
@@ -135,7 +138,7 @@ fn go(ask: Run) -> i32 {
     {
         return complain(&e);
     }
-    let log = Arc::new(LogTo { items: ask.config.log, file: Mutex::new(file) });
+    let log = Arc::new(LogTo { items: ask.config.log, file: Mutex::new(file), lost: Default::default() });
     for remark in &ask.remarks {
         complain(remark);
     }
