@@ -301,7 +301,7 @@ impl Interp {
         let ran = cpu.state.icount - before;
         if ran == 0 && matches!(exit, Exit::Kicked) && self.stop_at != u64::MAX {
             // Perhaps exceptions without end: they count in a bounded run, or it would have none.
-            self.stop_at = self.stop_at.saturating_sub(1000);
+            self.stop_at = self.stop_at.saturating_sub(10_000);
         }
         if let Some(ns) = per_instruction {
             self.core.clock.reach(self.count.time.load(Ordering::Relaxed) + ran * ns);
