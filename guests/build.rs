@@ -7,6 +7,7 @@ use std::process::Command;
 const GUESTS: &[(&str, bool)] = &[
     ("demo", false),
     ("interrupts", false),
+    ("fpuerror", false),
     ("smp", false),
     ("longmode", true),
     ("triplefault", false),

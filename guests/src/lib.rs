@@ -14,6 +14,8 @@ guests! {
     DEMO "demo",
     /// Takes timer interrupts through the 8259 pair and then through the I/O APIC, prints how many came, powers off.
     INTERRUPTS "interrupts",
+    /// Takes an x87 error as interrupt 13, powers off.
+    FPU_ERROR "fpuerror",
     /// Starts all other processors by INIT and start-up IPI; each reports; powers off.
     SMP "smp",
     /// Enters long mode, uses SSE and a page fault handler, prints, powers off.

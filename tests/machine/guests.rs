@@ -3,6 +3,7 @@
 use crate::driver::{Run, Temp, kvm, limited, run};
 
 const INTERP: &[&str] = &["-accel", "interp"];
+const JIT: &[&str] = &["-accel", "jit"];
 const DETERMINISTIC: &[&str] = &["-accel", "interp,deterministic=on"];
 const KVM: &[&str] = &["-accel", "kvm"];
 
@@ -95,6 +96,13 @@ fn timer_interrupts_come_through_both_controllers() {
         hyaline_guests::INTERRUPTS,
         "pic 14 apic 14\n",
     );
+}
+
+#[test]
+fn an_x87_error_arrives_as_interrupt_13() {
+    for accel in [INTERP, JIT, DETERMINISTIC] {
+        assert_eq!(output(hyaline_guests::FPU_ERROR, accel, &[]), "interrupts 1 status 84\n", "{accel:?}");
+    }
 }
 
 #[test]

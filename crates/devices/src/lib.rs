@@ -21,6 +21,7 @@ pub fn chips() -> Vec<&'static Chip> {
         &firmware::fw_cfg::CHIP,
         &input::i8042::CHIP,
         &input::port92::CHIP,
+        &intc::cerr::CHIP,
         &intc::i8259::CHIP,
         &intc::ioapic::CHIP,
         &intc::lapic::CHIP,

@@ -186,6 +186,16 @@ impl KvmVcpu {
         self.index
     }
 
+    /// Ticks of the guest's time-stamp counter per second; None when the kernel doesn't tell.
+    pub fn tsc_hz(&self) -> Option<u64> {
+        self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0).map(|khz| u64::from(khz) * 1000)
+    }
+
+    /// Changes them; false when the kernel or the processor can't.
+    pub fn set_tsc_hz(&self, hz: u64) -> bool {
+        u32::try_from(hz / 1000).is_ok_and(|khz| self.fd.set_tsc_khz(khz).is_ok())
+    }
+
     /// What CPUID answers this vCPU.
     pub fn cpuid(&self) -> &[CpuidLeaf] {
         &self.leaves

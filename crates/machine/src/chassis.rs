@@ -406,17 +406,20 @@ impl Source for Core {
     }
 }
 
+/// Who moves data: the device in hand.
+fn device() -> Origin {
+    Origin::dma(DeviceId(hyaline_device::current()))
+}
+
 impl Dma for Core {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), DmaError> {
         let len = data.len();
-        let done =
-            self.memory.get().is_some_and(|m| m.dma_read(address, data, &Origin::dma(DeviceId(0))).is_ok());
+        let done = self.memory.get().is_some_and(|m| m.dma_read(address, data, &device()).is_ok());
         self.moved(address, data, false, done);
         if done { Ok(()) } else { Err(DmaError { address, len, is_write: false }) }
     }
     fn write(&self, address: u64, data: &[u8]) -> Result<(), DmaError> {
-        let done =
-            self.memory.get().is_some_and(|m| m.dma_write(address, data, &Origin::dma(DeviceId(0))).is_ok());
+        let done = self.memory.get().is_some_and(|m| m.dma_write(address, data, &device()).is_ok());
         self.moved(address, data, true, done);
         if done { Ok(()) } else { Err(DmaError { address, len: data.len(), is_write: true }) }
     }

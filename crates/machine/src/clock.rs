@@ -31,6 +31,8 @@ pub struct Clock {
     /// `since` as nanoseconds after `origin`, so that readers need no lock; u64::MAX while stopped.
     started: AtomicU64,
     origin: Instant,
+    /// Ticks of the time-stamp counter per second.
+    tsc_hz: AtomicU64,
 }
 
 const STOPPED: u64 = u64::MAX;
@@ -47,6 +49,7 @@ impl Clock {
             wall: AtomicU64::new(wall),
             started: AtomicU64::new(STOPPED),
             origin: Instant::now(),
+            tsc_hz: AtomicU64::new(SECOND),
         }
     }
 
@@ -111,10 +114,42 @@ impl Clock {
         self.wall.store(wall_at_zero, Ordering::Relaxed);
     }
 
+    /// Ticks of the machine's time-stamp counter since virtual time zero.
+    pub fn tsc(&self) -> u64 {
+        let hz = self.tsc_hz.load(Ordering::Relaxed);
+        let now = self.now();
+        if hz == SECOND { now } else { scale(now, hz, SECOND) }
+    }
+
+    /// Virtual time at which that counter reaches a value, rounded up.
+    pub fn time_of_tsc(&self, ticks: u64) -> Ns {
+        let hz = self.tsc_hz.load(Ordering::Relaxed);
+        if hz == SECOND {
+            return ticks;
+        }
+        let ns = (u128::from(ticks) * u128::from(SECOND)).div_ceil(u128::from(hz.max(1)));
+        u64::try_from(ns).unwrap_or(u64::MAX)
+    }
+
+    /// Ticks of that counter in a second.
+    pub fn tsc_hz(&self) -> u64 {
+        self.tsc_hz.load(Ordering::Relaxed)
+    }
+
+    /// Changes them. The counter's value jumps, when time has passed already: whoever changes it makes up for that.
+    pub fn set_tsc_hz(&self, hz: u64) {
+        self.tsc_hz.store(hz, Ordering::Relaxed);
+    }
+
     /// Wall-clock time at virtual time zero, for saving.
     pub fn wall_at_zero(&self) -> u64 {
         self.wall.load(Ordering::Relaxed)
     }
+}
+
+/// `value * by / per`, without overflow in between.
+fn scale(value: u64, by: u64, per: u64) -> u64 {
+    (u128::from(value) * u128::from(by) / u128::from(per)) as u64
 }
 
 fn host_wall() -> u64 {

@@ -1,18 +1,30 @@
 //! What a software processor sees of this machine.
 
 use crate::chassis::Core;
-use crate::clock::TimeBase;
+use crate::clock::{Clock, TimeBase};
 use crate::pc::Pc;
 use hyaline_device::{Cx, Slot, Source};
-use hyaline_devices::intc::lapic::Lapic;
+use hyaline_devices::intc::cerr::Cerr;
+use hyaline_devices::intc::lapic::{self, Lapic};
 use hyaline_space::AddressSpace;
 use hyaline_x86::env::{Env, Signals};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Ticks of the time-stamp counter per second on the software CPU: one per nanosecond of virtual time.
+/// Ticks of the time-stamp counter per second on the software CPU, unless a restored machine had another rate.
 pub const TSC_HZ: u64 = 1_000_000_000;
+
+/// A local APIC of this board. Its deadlines are given in nanoseconds of virtual time, whatever the rate of the counter.
+pub fn lapic(id: u8) -> Lapic {
+    Lapic::new(lapic::Config::new(u32::from(id), 1_000_000_000))
+}
+
+/// When a counter that is `offset` ahead of the machine's reaches `deadline`, as a local APIC of ours takes it; 0 is "disarmed" whatever
+/// the offset.
+pub fn deadline(clock: &Clock, deadline: u64, offset: u64) -> u64 {
+    if deadline == 0 { 0 } else { clock.time_of_tsc(deadline.wrapping_sub(offset)).max(1) }
+}
 
 /// Instructions that all processors of a deterministic machine have executed before the one in hand runs: what its own count adds to.
 #[derive(Debug, Default)]
@@ -39,6 +51,8 @@ pub struct CpuEnv {
     pub lapic: Option<Arc<Slot>>,
     /// The 8259 pair, which answers for the local APIC's ExtINT.
     pub pic: Arc<Slot>,
+    /// The latch between FERR# and interrupt 13.
+    pub cerr: Arc<Slot>,
     /// Deterministic machines: where the count becomes time.
     pub count: Arc<Count>,
 }
@@ -55,6 +69,7 @@ impl CpuEnv {
             signals: pc.cpus[n].signals.clone(),
             lapic: pc.lapics.get(n).cloned(),
             pic: pc.pic.clone(),
+            cerr: pc.cerr.clone(),
             count: pc.count.clone(),
         }
     }
@@ -101,7 +116,7 @@ impl Env for CpuEnv {
     }
     fn tsc(&mut self, icount: u64) -> u64 {
         self.catch_up(icount);
-        self.core.clock.now()
+        self.core.clock.tsc()
     }
     fn apic_read(&mut self, register: u32) -> Option<u64> {
         self.with_lapic(|l, cx| l.x2_read(register, cx)).flatten()
@@ -119,9 +134,15 @@ impl Env for CpuEnv {
         self.with_lapic(|l, cx| l.set_apic_base(value, cx));
     }
     fn set_tsc_deadline(&mut self, value: u64, tsc_offset: u64) {
-        // The chip counts in ticks of the machine's clock; 0 is "disarmed" whatever the offset.
-        let ticks = if value == 0 { 0 } else { value.wrapping_sub(tsc_offset).max(1) };
-        self.with_lapic(|l, cx| l.set_tsc_deadline(ticks, cx));
+        let at = deadline(&self.core.clock, value, tsc_offset);
+        self.with_lapic(|l, cx| l.set_tsc_deadline(at, cx));
+    }
+    fn fpu_error(&mut self) {
+        self.cerr.with(|d, cx| {
+            if let Some(latch) = d.as_any().and_then(|a| a.downcast_mut::<Cerr>()) {
+                latch.fpu_error(cx);
+            }
+        });
     }
     fn random(&mut self) -> u64 {
         self.core.random()

@@ -293,7 +293,7 @@ impl Machine {
         if !kvm.has_lapics() {
             return None;
         }
-        let mut chip = Lapic::new(lapic::Config::new(cpu as u32, crate::cpu_env::TSC_HZ));
+        let mut chip = crate::cpu_env::lapic(cpu as u8);
         kvm.lapic(cpu, &mut chip).ok()?;
         Some(look(&chip))
     }

@@ -6,7 +6,7 @@ use crate::cpu_env::CpuEnv;
 use crate::debug::{Resume, Stopped, Why};
 use crate::pc::Pc;
 use hyaline_device::{ApicMessage, Slot};
-use hyaline_devices::intc::lapic::{self, Lapic};
+use hyaline_devices::intc::lapic::Lapic;
 use hyaline_kvm::cpuid::{CpuidLeaf, host_model};
 use hyaline_kvm::{
     DebugCause, DebugControl, DebugStop, Exit, Gsi, Irqchip, KickHandle, Kvm, KvmError, KvmVcpu, KvmVm,
@@ -185,6 +185,11 @@ impl KvmEngine {
             debug: Debug::default(),
         };
         engine.collect_remarks();
+        if let Some((vcpu, _)) = engine.vcpus.first()
+            && let Some(hz) = vcpu.tsc_hz()
+        {
+            engine.core.clock.set_tsc_hz(hz);
+        }
         Ok(engine)
     }
 
@@ -200,12 +205,39 @@ impl KvmEngine {
         }
     }
 
+    /// Has the processors count `hz` ticks of the time-stamp counter a second, as the machine did that a state was saved from. Gives the ticks
+    /// that are to be added to each processor's offset where the kernel can't: the counter goes on from where it was, at another pace.
+    pub(crate) fn set_tsc_hz(&mut self, hz: u64) -> u64 {
+        let clock = &self.core.clock;
+        let own = clock.tsc_hz();
+        // What KVM too takes for the same (its tsc_tolerance_ppm).
+        if hz.abs_diff(own) <= own / 1_000_000 * 250 {
+            return 0;
+        }
+        if self.vcpus.iter().all(|(vcpu, _)| vcpu.set_tsc_hz(hz)) {
+            clock.set_tsc_hz(hz);
+            return 0;
+        }
+        let here = clock.tsc();
+        clock.set_tsc_hz(hz);
+        let there = clock.tsc();
+        clock.set_tsc_hz(own);
+        self.remarks.push(format!(
+            "the saved guest measured a time-stamp counter of {} MHz, and this kernel or processor can't give it another than {} MHz: where the \
+             guest takes time from that counter, it passes {:.2} times as fast; other clocks (HPET, ACPI PM timer) are right",
+            hz / 1_000_000,
+            own / 1_000_000,
+            own as f64 / hz as f64
+        ));
+        there.wrapping_sub(here)
+    }
+
     /// A processor's state.
     ///
     /// # Errors
     /// KVM can't give it.
     pub(crate) fn state(&mut self, index: usize) -> Result<CpuState, String> {
-        let tsc = self.core.clock.now();
+        let tsc = self.core.clock.tsc();
         self.vcpus[index].0.fetch(tsc).map_err(|e| e.to_string())
     }
 
@@ -220,7 +252,7 @@ impl KvmEngine {
         page: Option<LapicPage>,
         keep_time: bool,
     ) -> Result<(), String> {
-        let tsc = keep_time.then(|| self.core.clock.now());
+        let tsc = keep_time.then(|| self.core.clock.tsc());
         let page = page.filter(|_| self.irqchip != Irqchip::Off);
         let result = self.vcpus[index].0.load(state, page.as_ref(), tsc).map_err(|e| e.to_string());
         self.collect_remarks();
@@ -236,7 +268,7 @@ impl KvmEngine {
             return Ok(());
         }
         for (n, (vcpu, _)) in self.vcpus.iter_mut().enumerate() {
-            let mut chip = Lapic::new(lapic::Config::new(n as u32, crate::cpu_env::TSC_HZ));
+            let mut chip = crate::cpu_env::lapic(n as u8);
             let mut cx = hyaline_device::Cx::new(&*self.core, &*self.core, None);
             if firmware_done {
                 chip.virtual_wire(&mut cx);
@@ -256,10 +288,7 @@ impl KvmEngine {
         let (vcpu, _) = &self.vcpus[index];
         let page = vcpu.lapic().map_err(|e| e.to_string())?;
         let mut cx = hyaline_device::Cx::new(&*self.core, &*self.core, None);
-        let deadline = match state.msr.tsc_deadline {
-            0 => 0,
-            d => d.wrapping_sub(state.tsc_offset).max(1),
-        };
+        let deadline = crate::cpu_env::deadline(&self.core.clock, state.msr.tsc_deadline, state.tsc_offset);
         chip.adopt(&page.0, state.msr.apic_base, deadline, &mut cx);
         Ok(())
     }

@@ -12,7 +12,6 @@ use crate::report::{Cause, Reporter};
 use crate::watching::Watchdog;
 use hyaline_device::state::Value;
 use hyaline_device::{Cx, Device, Reset};
-use hyaline_devices::intc::lapic::{self, Lapic};
 use hyaline_kvm::{Kvm, LapicPage};
 use hyaline_watch::{Guest, Line, Recorder};
 use hyaline_x86::CpuModel;
@@ -385,7 +384,7 @@ impl Machine {
         }
         let mut states = Vec::new();
         for n in 0..usize::from(self.config.cpus) {
-            let mut chip = Lapic::new(lapic::Config::new(n as u32, TSC_HZ));
+            let mut chip = crate::cpu_env::lapic(n as u8);
             kvm.lapic(n, &mut chip).map_err(MachineError::Accel)?;
             let name = format!("lapic{n}");
             let state = chip.save().map_err(|e| MachineError::Device(name.clone(), e))?;
@@ -394,20 +393,30 @@ impl Machine {
         Ok(states)
     }
 
-    /// Gives processors their restored states, with the local APICs' where the kernel has those.
+    /// Gives processors their restored states, with the local APICs' where the kernel has those. `tsc_hz`: ticks a second of their time-stamp
+    /// counters where they were saved.
     pub(crate) fn load_processors(
         &mut self,
+        tsc_hz: u64,
         cpus: Vec<(usize, CpuState)>,
         lapics: &[(String, Value)],
     ) -> Result<(), MachineError> {
-        for (n, state) in cpus {
+        let ahead = match &mut self.engine {
+            Engine::Kvm(kvm) => kvm.set_tsc_hz(tsc_hz),
+            Engine::Interp(_) => {
+                self.core.clock.set_tsc_hz(tsc_hz);
+                0
+            }
+        };
+        for (n, mut state) in cpus {
+            state.tsc_offset = state.tsc_offset.wrapping_add(ahead);
             match &mut self.engine {
                 Engine::Interp(interp) => interp.set_state(n, state),
                 Engine::Kvm(kvm) => {
                     let name = format!("lapic{n}");
                     let page = match lapics.iter().find(|(l, _)| *l == name) {
                         Some((_, value)) => {
-                            let mut chip = Lapic::new(lapic::Config::new(n as u32, TSC_HZ));
+                            let mut chip = crate::cpu_env::lapic(n as u8);
                             let mut cx = Cx::new(&*self.core, &*self.core, None);
                             chip.load(value, &mut cx).map_err(|e| MachineError::Device(name, e))?;
                             Some(LapicPage(chip.page(self.core.clock.now())))

@@ -5,15 +5,16 @@
 use crate::acpi;
 use crate::chassis::{Core, CpuPort};
 use crate::config::Config;
-use crate::cpu_env::{Count, TSC_HZ};
+use crate::cpu_env::{self, Count};
 use crate::load::{E820, E820Kind};
 use hyaline_device::{Device, Place, Shadow, Slot};
 use hyaline_devices::firmware::fw_cfg::{self, FwCfg};
 use hyaline_devices::input::i8042::I8042;
 use hyaline_devices::input::port92::{self, Port92};
+use hyaline_devices::intc::cerr::{self, Cerr};
 use hyaline_devices::intc::i8259::I8259;
 use hyaline_devices::intc::ioapic::IoApic;
-use hyaline_devices::intc::lapic::{self, Lapic};
+use hyaline_devices::intc::lapic::Lapic;
 use hyaline_devices::pci::config as pci_config;
 use hyaline_devices::pci::i440fx::{self, I440fx};
 use hyaline_devices::pci::piix3::Piix3;
@@ -81,6 +82,8 @@ pub struct Pc {
     pub pic: Arc<Slot>,
     /// The I/O APIC.
     pub ioapic: Arc<Slot>,
+    /// The latch between FERR# and interrupt 13.
+    pub cerr: Arc<Slot>,
     /// Local APICs, one per processor; empty when the kernel has them.
     pub lapics: Vec<Arc<Slot>>,
     /// Processors.
@@ -236,13 +239,12 @@ impl Pc {
         };
         let pic = slot("pic", Box::new(I8259::new()), id);
         let ioapic = slot("ioapic", Box::new(IoApic::new()), id);
+        let cerr = slot("cerr", Box::new(Cerr::new()), id);
         let mut lapics = Vec::new();
         let mut cpus = Vec::new();
         for n in 0..config.cpus {
-            let lapic = (chips == Chips::Ours).then(|| {
-                let chip = Lapic::new(lapic::Config::new(u32::from(n), TSC_HZ));
-                slot(&format!("lapic{n}"), Box::new(chip), id)
-            });
+            let lapic =
+                (chips == Chips::Ours).then(|| slot(&format!("lapic{n}"), Box::new(cpu_env::lapic(n)), id));
             cpus.push(core.add_cpu(CpuPort::new(lapic.clone())));
             lapics.extend(lapic);
         }
@@ -268,6 +270,7 @@ impl Pc {
             devices: Vec::new(),
             pic: pic.clone(),
             ioapic: ioapic.clone(),
+            cerr,
             lapics,
             cpus,
             count: Arc::default(),
@@ -535,11 +538,7 @@ impl Pc {
     }
 
     fn legacy(&mut self, config: &Config) -> Result<(), BoardError> {
-        let mut keyboard = I8042::new();
-        if self.rom.is_none() {
-            keyboard.firmware_done();
-        }
-        let i8042 = self.slot("i8042", Box::new(keyboard));
+        let i8042 = self.slot("i8042", Box::new(I8042::new()));
         let whole = Pc::region(&i8042, 0);
         self.map_part(&i8042, &whole, 0, 1, 0x60)?;
         self.map_part(&i8042, &whole, 4, 1, 0x64)?;
@@ -549,6 +548,10 @@ impl Pc {
         let port92 = self.slot("port92", Box::new(Port92::new()));
         self.map_ports(&port92, 0, port92::IOBASE)?;
         self.place(&port92);
+        let latch = self.cerr.clone();
+        self.map_ports(&latch, 0, cerr::IOBASE)?;
+        latch.bind_named("irq13", &self.core.line("isa.irq13"));
+        self.place(&latch);
         for (n, spec) in config.serials.iter().take(4).enumerate() {
             let serial = spec.as_ref().map(|_| {
                 let serial = self.slot(&format!("serial{n}"), Box::new(Ns16550::new()));
@@ -654,7 +657,7 @@ impl Pc {
     pub const RSDP: u64 = 0xe_0000;
 
     /// Does what firmware would do, for a guest that is started without it: opens the shadow RAM, routes the PCI interrupts, places the
-    /// power-management registers, and puts the ACPI tables into memory.
+    /// power-management registers, sets up keyboard controller and local APICs, and puts the ACPI tables into memory.
     pub fn firmware_work(&self) -> Result<(), BoardError> {
         let set = |device: u8, function: u8, register: u64, size: u8, value: u64| {
             let at = pci_config::address(0, device, function) + register;
@@ -675,10 +678,13 @@ impl Pc {
         // 82371AB §7.1: PMBA, then PMREGMISC.PMIOSE.
         set(1, 3, 0x40, 4, u64::from(acpi::place::PM_BASE) | 1);
         set(1, 3, 0x80, 1, 1);
-        for lapic in &self.lapics {
-            lapic.with(|d, cx| {
-                if let Some(l) = d.as_any().and_then(|a| a.downcast_mut::<Lapic>()) {
-                    l.virtual_wire(cx);
+        for placed in &self.devices {
+            placed.slot.with(|d, cx| {
+                let Some(device) = d.as_any() else { return };
+                if let Some(keyboard) = device.downcast_mut::<I8042>() {
+                    keyboard.firmware_done();
+                } else if let Some(lapic) = device.downcast_mut::<Lapic>() {
+                    lapic.virtual_wire(cx);
                 }
             });
         }

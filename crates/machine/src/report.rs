@@ -667,6 +667,7 @@ fn replay(slot: &Slot) -> Option<&'static str> {
         "ioapic" => "hyaline_devices::intc::ioapic::IoApic::new()",
         "hpet" => "hyaline_devices::timer::hpet::Hpet::new(0x00f0_0000)",
         "i8042" => "hyaline_devices::input::i8042::I8042::new()",
+        "cerr" => "hyaline_devices::intc::cerr::Cerr::new()",
         "port92" => "hyaline_devices::input::port92::Port92::new()",
         "i440fx" => "hyaline_devices::pci::i440fx::I440fx::new()",
         "piix3" => "hyaline_devices::pci::piix3::Piix3::new()",

@@ -21,6 +21,8 @@ struct Head {
     /// Virtual time and wall-clock time at its zero, nanoseconds.
     now: u64,
     wall_at_zero: u64,
+    /// Ticks of the time-stamp counter per second.
+    tsc_hz: u64,
     /// Names of devices with their chips, in order.
     devices: Vec<(String, String)>,
     /// Length of the firmware image, 0 without.
@@ -60,6 +62,7 @@ impl Machine {
             accel: self.accel().as_str().into(),
             now: self.core.clock.now(),
             wall_at_zero: self.core.clock.wall_at_zero(),
+            tsc_hz: self.core.clock.tsc_hz(),
             devices: self.devices().collect(),
             firmware: self.pc.rom.as_ref().map_or(0, |r| r.len()),
             booted: self.booted.clone(),
@@ -173,7 +176,7 @@ impl Machine {
             port.signals.raise(bits & !hyaline_x86::env::Signals::KICK);
         }
         self.booted = saved.booted;
-        self.load_processors(cpus, &lapics)
+        self.load_processors(saved.tsc_hz, cpus, &lapics)
     }
 
     fn check_head(&self, r: &Reader, saved: &Head) -> Result<(), StateFileError> {
@@ -182,6 +185,9 @@ impl Machine {
             return Err(
                 r.wrong(format!("saved from a board `{}`; this one is `{}`", saved.board, here.board))
             );
+        }
+        if !(1_000_000..=100_000_000_000).contains(&saved.tsc_hz) {
+            return Err(r.wrong(format!("a time-stamp counter of {} ticks a second", saved.tsc_hz)));
         }
         if saved.memory != here.memory {
             return Err(r.wrong(format!(
