@@ -5,35 +5,11 @@
 main:
         mov     eax, offset on_error
         mov     edi, offset idt + 0x2d * 8
-        mov     [edi], ax
-        mov     word ptr [edi + 2], cs
-        mov     word ptr [edi + 4], 0x8e00
-        shr     eax, 16
-        mov     [edi + 6], ax
+        call    gate
         lidt    [idtr]
-        # 8259 pair: vectors from 0x20 and 0x28; the cascade and interrupt 13 open.
-        mov     al, 0x11
-        out     0x20, al
-        out     0xa0, al
-        mov     al, 0x20
-        out     0x21, al
-        mov     al, 0x28
-        out     0xa1, al
-        mov     al, 4
-        out     0x21, al
-        mov     al, 2
-        out     0xa1, al
-        mov     al, 1
-        out     0x21, al
-        out     0xa1, al
-        mov     al, 0xfb
-        out     0x21, al
-        mov     al, 0xdf
-        out     0xa1, al
-        # LINT0 of the local APIC as ExtINT.
-        mov     ebx, 0xfee00000
-        mov     dword ptr [ebx + 0xf0], 0x1ff
-        mov     dword ptr [ebx + 0x350], 0x700
+        # The cascade and interrupt 13 open.
+        mov     ax, 0xdffb
+        call    start_pic
         mov     eax, cr0
         and     eax, ~0x2c              # EM, TS, NE
         mov     cr0, eax
@@ -64,6 +40,8 @@ main:
         mov     al, '\n'
         call    putc
         jmp     power_off
+
+        .include "pic.inc"
 
 on_error:
         push    eax

@@ -19,29 +19,9 @@ main:
         mov     edi, offset idt + 0x27 * 8
         call    gate
         lidt    [idtr]
-        # 8259 pair: ICW1-ICW4, vectors from 0x20 and 0x28; only interrupt 0 open.
-        mov     al, 0x11
-        out     0x20, al
-        out     0xa0, al
-        mov     al, 0x20
-        out     0x21, al
-        mov     al, 0x28
-        out     0xa1, al
-        mov     al, 4
-        out     0x21, al
-        mov     al, 2
-        out     0xa1, al
-        mov     al, 1
-        out     0x21, al
-        out     0xa1, al
-        mov     al, 0xfe
-        out     0x21, al
-        mov     al, 0xff
-        out     0xa1, al
-        # Local APIC on (it resets to virtual wire only if firmware says so): software enable, LINT0 as ExtINT.
-        mov     ebx, LAPIC
-        mov     dword ptr [ebx + 0xf0], 0x1ff
-        mov     dword ptr [ebx + 0x350], 0x700
+        # Only interrupt 0 open.
+        mov     ax, 0xfffe
+        call    start_pic
         # 8254 counter 0: mode 2, 1193 Hz / 1.193 = 1000 Hz.
         mov     al, 0x34
         out     0x43, al
@@ -81,13 +61,7 @@ main:
         call    putc
         jmp     power_off
 
-gate:
-        mov     [edi], ax
-        mov     word ptr [edi + 2], cs
-        mov     word ptr [edi + 4], 0x8e00
-        shr     eax, 16
-        mov     [edi + 6], ax
-        ret
+        .include "pic.inc"
 
 on_pic:
         push    eax
