@@ -1,5 +1,6 @@
 //! The `hyaline` program: the command line and nothing else.
 
+mod absent;
 mod control;
 mod demo;
 mod demo_builtin;

@@ -247,6 +247,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
         };
         let Some((name, argument, _)) = OPTIONS.iter().flat_map(|(_, o)| *o).find(|(n, _, _)| *n == name)
         else {
+            if let Some(reason) = crate::absent::reason(name) {
+                return Err(format!("-{name} of QEMU is not here: {reason}"));
+            }
             let near = nearest(name, OPTIONS.iter().flat_map(|(_, o)| *o).map(|(n, _, _)| *n));
             let hint = near.map_or("see -help".to_string(), |n| format!("did you mean -{n}?"));
             return Err(format!("unknown option -{name}; {hint}"));
