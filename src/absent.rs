@@ -32,11 +32,11 @@ const ABSENT: &[(&str, &[&str])] = &[
     (BACK_END, &["chardev"]),
     (CONTROL, &["qmp", "qmp-pretty", "mon", "readconfig", "writeconfig", "preconfig", "compat"]),
     (SNAPSHOT, &["loadvm", "incoming", "only-migratable"]),
-    ("there are no secrets, back ends or random number devices to make yet", &["object", "tpmdev", "fw_cfg"]),
+    ("there are no secrets, back ends or random number devices to make yet", &["object", "tpmdev"]),
     ("memory is set with -m alone, on one node", &["numa", "mem-path", "mem-prealloc"]),
     (
         "tables for the guest are made by the machine itself",
-        &["smbios", "acpitable", "uuid", "dtb", "prom-env"],
+        &["fw_cfg", "smbios", "acpitable", "uuid", "dtb", "prom-env"],
     ),
     ("ACPI and HPET are always there", &["no-acpi", "no-hpet"]),
     (

@@ -28,6 +28,10 @@ fn guest(dir: &Temp) -> String {
 fn options() {
     refused_line("-kernal x", "unknown option -kernal; did you mean -kernel?");
     refused_line("--apend x", "unknown option -apend; did you mean -append?");
+    refused_line(
+        "-drive file=x,format=raw",
+        "-drive of QEMU is not here: there is no disk controller yet; boot with -kernel and -initrd, or with -bios",
+    );
     refused_line("-qwertyuiop", "unknown option -qwertyuiop; see -help");
     refused_line("-kernel", "-kernel wants an argument: -kernel file");
     refused_line(
