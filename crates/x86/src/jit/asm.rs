@@ -190,6 +190,11 @@ impl Asm {
         self.rm_tail(false, &[0x81], 7, m, 4);
         self.i32(v);
     }
+    /// cmp byte [m], imm8.
+    pub(super) fn cmp_mem_byte(&mut self, m: M, v: u8) {
+        self.rm_tail(false, &[0x80], 7, m, 1);
+        self.b(&[v]);
+    }
     /// Loads a constant in the shortest way.
     pub(super) fn mov_imm(&mut self, to: u8, v: u64) {
         if u32::try_from(v).is_ok() {

@@ -48,7 +48,18 @@ pub(super) struct Context {
     pub argument: u64,
     /// A linear address that belongs to it.
     pub address: u64,
+    /// What an indirect call's return address was written over.
+    pub below: u64,
+    /// Number of the last x87 instruction's note plus one; 0: the state has it.
+    pub fpu_note: u64,
+    /// Offset of the last x87 memory operand.
+    pub fpu_data: u64,
+    /// Its segment; [`NO_SEGMENT`]: the state has the selector.
+    pub fpu_segment: u32,
 }
+
+/// See [`Context::fpu_segment`].
+pub(super) const NO_SEGMENT: u32 = u32::MAX;
 
 /// Reasons to leave generated code, [`Context::exit`].
 pub(super) mod exit {
@@ -62,6 +73,8 @@ pub(super) mod exit {
     pub(in super::super) const DONE: u64 = 3;
     /// A helper has met a fault, kept in the translator.
     pub(in super::super) const FAULT: u64 = 4;
+    /// A helper has brought the state up to date; the next `argument` instructions are to be interpreted.
+    pub(in super::super) const CAREFUL: u64 = 5;
 }
 
 impl Default for Context {
@@ -87,6 +100,10 @@ impl Default for Context {
             exit: 0,
             argument: 0,
             address: 0,
+            below: 0,
+            fpu_note: 0,
+            fpu_data: 0,
+            fpu_segment: NO_SEGMENT,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::decode::{Insn, insn_flag};
 use crate::fault::Fault;
 
 /// In the order that the stubs want.
-pub(super) const TABLE: [Helper; 3] = [miss_read, miss_write, interpret];
+pub(super) const TABLE: [Helper; 4] = [miss_read, miss_write, interpret, load_x87];
 
 /// The processor and the translator behind a context.
 ///
@@ -36,6 +36,19 @@ unsafe extern "sysv64" fn interpret(c: *mut Context, site: u32, _address: u64) -
     // SAFETY: called by generated code.
     let (c, cpu, jit) = unsafe { parts(c) };
     execute(c, cpu, jit, site)
+}
+
+unsafe extern "sysv64" fn load_x87(c: *mut Context, site: u32, address: u64) -> u64 {
+    // SAFETY: called by generated code.
+    let (c, cpu, jit) = unsafe { parts(c) };
+    if cpu.x87_live || crate::native::enter_x87(cpu) {
+        return address;
+    }
+    // Exceptions are unmasked: the whole unit is interpreted.
+    let Some(site) = jit.sites.get(site as usize).copied() else { return leave(c, exit::DONE) };
+    at_site(c, cpu, jit, &site);
+    c.argument = site.before.into();
+    leave(c, exit::CAREFUL)
 }
 
 fn miss(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, site: u32, address: u64, write: bool) -> u64 {
@@ -67,6 +80,16 @@ fn decoded(jit: &mut Jit, cpu: &Cpu, number: u32, site: &Site) -> Insn {
     insn
 }
 
+/// Brings the state up to date, as it is before the instruction of a site.
+fn at_site(c: &mut Context, cpu: &mut Cpu, jit: &Jit, site: &Site) {
+    from_context(cpu, c, jit);
+    cpu.state.rip = site.rip;
+    cpu.state.icount = jit.slice_end.wrapping_sub((c.left + i64::from(site.before)) as u64);
+    if let Some(producer) = jit.recipes.get(site.recipe as usize) {
+        cook(cpu, producer);
+    }
+}
+
 /// Interprets the instruction of a site; gives where generated code goes on, 0 when it doesn't.
 fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     let Some(site) = jit.sites.get(number as usize).copied() else { return leave(c, exit::DONE) };
@@ -76,17 +99,12 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     {
         *count += 1;
     }
-    from_context(cpu, c);
-    cpu.state.rip = site.rip;
-    cpu.state.icount = jit.slice_end.wrapping_sub((c.left + i64::from(site.before)) as u64);
+    at_site(c, cpu, jit, &site);
     let mask = if jit.mode.bits() == 64 { u64::MAX } else { 0xffff_ffff };
     let next = site.rip.wrapping_add(u64::from(site.len)) & mask;
     cpu.next_rip = next;
     cpu.stop_at = u32::MAX;
     cpu.index = 0;
-    if let Some(producer) = jit.recipes.get(site.recipe as usize) {
-        cook(cpu, producer);
-    }
     let done = (insn.handler)(cpu, &insn);
     // Generated code takes MXCSR from the state; it leaves the x87 registers alone.
     cpu.settle_mxcsr();
@@ -107,6 +125,7 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
         || ModeKey::of(cpu, jit.width) != Some(jit.mode)
         || cpu.mmu.window.code.base() != jit.base
         || cpu.mmu.window.code.page(next) != site.page
+        || site.x87 && !cpu.x87_live && !crate::native::enter_x87(cpu)
     {
         return go_on(c, cpu, jit);
     }

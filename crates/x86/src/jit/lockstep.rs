@@ -163,7 +163,11 @@ fn instruction(r: &mut Random, bits: u32) -> Option<Vec<u8>> {
             }
         }
     };
-    if kind < 55 {
+    if r.chance(10) {
+        // x87; sometimes FWAIT.
+        b.push(if r.chance(3) { 0x9b } else { 0xd8 | r.below(8) as u8 });
+        modrm(r, &mut b);
+    } else if kind < 55 {
         if r.chance(15) {
             b.push(0x66);
         }
@@ -257,6 +261,35 @@ fn allowed(i: &Instruction) -> bool {
             i.mnemonic(),
             M::Xgetbv | M::Std | M::Sti | M::Cli | M::Rdpid | M::Rdfsbase | M::Rdgsbase
         )
+}
+
+/// A random x87 state, mostly with all exceptions masked.
+fn x87(r: &mut Random) -> crate::state::X87 {
+    let mut x = crate::state::X87::default();
+    if r.chance(25) {
+        return x;
+    }
+    x.ftw = if r.chance(50) { 0xff } else { r.word() as u8 };
+    for (significand, exponent) in x.significand.iter_mut().zip(&mut x.exponent) {
+        (*significand, *exponent) = match r.below(8) {
+            0 => (0, r.pick(&[0, 0x8000])),
+            1 => (1 << 63 | r.below(2) << 62, r.pick(&[0x7fff, 0xffff])),
+            2 => (r.word() >> 1, 0),
+            3 => (r.word(), r.word() as u16),
+            // Numbers of about the size of one, and whole ones.
+            4 => (1 << 63 | r.below(256) << 56, 0x3fff + r.below(12) as u16),
+            _ => (r.word() | 1 << 63, 0x3ff0 + r.below(40) as u16),
+        };
+    }
+    x.fcw = 0x7f | (r.below(4) << 10) as u16 | r.pick(&[0, 0x200, 0x300, 0x300]);
+    x.fsw = (r.below(8) << 11) as u16 | r.word() as u16 & 0x473f;
+    if r.chance(15) {
+        x.fcw &= !(r.word() as u16 & 0x3f);
+        if x.fsw & !x.fcw & 0x3f != 0 {
+            x.fsw |= 0x8080;
+        }
+    }
+    x
 }
 
 impl Lockstep {
@@ -437,7 +470,7 @@ impl Lockstep {
             }
         }
         s.mxcsr = 0x1f80;
-        s.x87 = crate::state::X87::default();
+        s.x87 = x87(r);
         s.activity = crate::state::Activity::Running;
         s.shadow = crate::state::Shadow::None;
         s.cr2 = 0;
@@ -483,7 +516,7 @@ impl Lockstep {
             }
             return Some(format!("state: {text}"));
         }
-        for (from, len) in [(CODE, 0x2000), (DATA, PAGES * 0x1000), (IST, 0x1000)] {
+        for (from, len) in [(0, 0x1000), (CODE, 0x2000), (DATA, PAGES * 0x1000), (IST, 0x1000)] {
             let (mut p, mut q) = (vec![0; len as usize], vec![0; len as usize]);
             let _ = self.interp.1.read(from, &mut p);
             let _ = self.jit.1.read(from, &mut q);

@@ -178,6 +178,7 @@ impl ModeKey {
     const AVX512: u32 = 8;
     const FS_FLAT: u32 = 16;
     const GS_FLAT: u32 = 32;
+    const X87: u32 = 64;
 
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
@@ -230,6 +231,9 @@ impl ModeKey {
             if flat(seg(Seg::Gs), true) {
                 m |= ModeKey::GS_FLAT;
             }
+        }
+        if s.cr0 & (cr0::EM | cr0::TS) == 0 {
+            m |= ModeKey::X87;
         }
         if s.cr0 & (cr0::EM | cr0::TS) == 0 && s.cr4 & cr4::OSFXSR != 0 && s.mxcsr & 0x1f80 == 0x1f80 {
             m |= ModeKey::SSE;
@@ -292,6 +296,8 @@ struct Site {
     recipe: u32,
     /// Not an access: the instruction is to be interpreted.
     interpreted: bool,
+    /// The unit has the guest's x87 state in the host's registers.
+    x87: bool,
     /// Nothing of the unit comes behind it.
     last: bool,
     /// Bytes accessed.
@@ -327,6 +333,7 @@ pub(crate) struct Jit {
     links: Vec<Link>,
     sites: Vec<Site>,
     recipes: Vec<decode::Insn>,
+    notes: Vec<translate::Note>,
     /// By identity; 0 is none.
     pages: Vec<CodePage>,
     page_ids: HashMap<(u64, u64, u32), u32>,
@@ -399,6 +406,7 @@ impl Jit {
             links: Vec::new(),
             sites: Vec::new(),
             recipes: Vec::new(),
+            notes: Vec::new(),
             pages: Vec::new(),
             page_ids: HashMap::new(),
             by_memory: HashMap::new(),
@@ -446,6 +454,7 @@ impl Jit {
         self.links.clear();
         self.sites.clear();
         self.recipes.clear();
+        self.notes.clear();
         self.pages.clear();
         self.page_ids.clear();
         self.map.clear();
@@ -599,6 +608,7 @@ impl Jit {
             site: self.sites.len() as u32,
             link: self.links.len() as u32,
             recipe: self.recipes.len() as u32,
+            note: self.notes.len() as u32,
             exec: self.arena.exec(offset),
             offset: offset as u32,
             second,
@@ -616,6 +626,7 @@ impl Jit {
         self.sites.extend(out.sites);
         self.links.extend(out.links);
         self.recipes.extend(out.recipes);
+        self.notes.extend(out.notes);
         self.map.insert(map_key(id, linear), number);
         for id in [Some(id), second.map(|(_, id)| id)].into_iter().flatten() {
             if let Some(page) = self.pages.get_mut(id as usize - 1) {
@@ -767,6 +778,14 @@ impl Jit {
                         }
                     }
                 }
+                exit::CAREFUL => {
+                    let count = self.context().argument;
+                    let until = end.min(cpu.state.icount.saturating_add(count));
+                    match cpu.run_loop(cache, until) {
+                        Exit::Budget => {}
+                        exit => return exit,
+                    }
+                }
                 _ => cpu.look_around(),
             }
             if cpu.state.icount != before {
@@ -876,11 +895,13 @@ impl Jit {
         }
         let c = self.context();
         let reason = c.exit;
-        if matches!(reason, exit::DONE | exit::FAULT) {
+        if matches!(reason, exit::DONE | exit::FAULT | exit::CAREFUL) {
             return reason;
         }
         let (argument, address, left) = (c.argument as usize, c.address, c.left);
-        from_context(cpu, c);
+        let c: *mut Context = c;
+        // SAFETY: the context is memory of its own; no generated code runs.
+        from_context(cpu, unsafe { &mut *c }, self);
         cpu.state.icount = self.slice_end.wrapping_sub(left as u64);
         match reason {
             exit::LINK => cpu.state.rip = self.links.get(argument).map_or(0, |l| l.target),
@@ -896,17 +917,21 @@ impl Jit {
         if !cpu.in_64bit() || cpu.canonical(target) {
             return Ok(());
         }
-        let site = self.context().argument as usize;
+        let (site, below) = (self.context().argument as usize, self.context().below);
         if let Some(site) = self.sites.get(site).copied() {
-            // As if it hadn't been executed. Only the stack pointer was changed, by returns and calls.
+            // As if it hadn't been executed. Only the stack was changed, by returns and calls.
             let insn = self.decode_site(cpu, &site);
             cpu.state.rip = site.rip;
             cpu.state.icount = cpu.state.icount.wrapping_sub(1);
-            let sp = &mut cpu.state.gpr[4];
+            let sp = cpu.state.gpr[4];
             use iced_x86::FlowControl as F;
             match insn.code.flow_control() {
-                F::Return => *sp = sp.wrapping_sub(8 + (insn.imm & 0xffff)),
-                F::IndirectCall => *sp = sp.wrapping_add(8),
+                F::Return => cpu.state.gpr[4] = sp.wrapping_sub(8 + (insn.imm & 0xffff)),
+                F::IndirectCall => {
+                    // It was written to just now.
+                    let _ = cpu.store::<u64>(Seg::Ss, sp, below);
+                    cpu.state.gpr[4] = sp.wrapping_add(8);
+                }
                 _ => {}
             }
         }
@@ -937,13 +962,16 @@ fn emitted(code: &[u8]) -> usize {
         at += usize::from(insn.len);
         guest.push(Guest::new(0x1000, insn, 64));
     }
-    let key = ModeKey(ModeKey::LONG | ModeKey::SSE | ModeKey::AVX | ModeKey::FS_FLAT | ModeKey::GS_FLAT);
+    let key = ModeKey(
+        ModeKey::LONG | ModeKey::X87 | ModeKey::SSE | ModeKey::AVX | ModeKey::FS_FLAT | ModeKey::GS_FLAT,
+    );
     let numbers = Numbers {
         unit: 0,
         page: 1,
         site: 0,
         link: 0,
         recipe: 0,
+        note: 0,
         second: None,
         exec: 0x1000_0000,
         offset: 0,
@@ -987,12 +1015,26 @@ fn to_context(cpu: &mut Cpu, c: &mut Context) {
     c.gpr = cpu.state.gpr;
     c.flags = pack_flags(cpu.arithmetic_flags());
     c.base = cpu.state.seg.each_ref().map(|s| s.base);
+    (c.fpu_note, c.fpu_data, c.fpu_segment) = (0, cpu.state.x87.fdp, context::NO_SEGMENT);
 }
 
 /// Generated code's registers to the state.
-fn from_context(cpu: &mut Cpu, c: &Context) {
+fn from_context(cpu: &mut Cpu, c: &mut Context, jit: &Jit) {
     cpu.state.gpr = c.gpr;
     cpu.set_flags(unpack_flags(c.flags));
+    // What the last x87 instruction leaves for FNSTENV (SDM vol. 1 §8.1.8).
+    if c.fpu_note != 0 {
+        let selector = |seg: usize| cpu.state.seg.get(seg).map_or(0, |s| s.selector);
+        let (fcs, fds) = (selector(Seg::Cs as usize), selector(c.fpu_segment as usize));
+        let x87 = &mut cpu.state.x87;
+        if let Some(note) = jit.notes.get(c.fpu_note as usize - 1) {
+            (x87.fip, x87.fop, x87.fcs) = (note.rip, note.opcode, fcs);
+        }
+        if c.fpu_segment != context::NO_SEGMENT {
+            (x87.fdp, x87.fds) = (c.fpu_data, fds);
+        }
+        c.fpu_note = 0;
+    }
 }
 
 /// The GS base, which nothing else in the process uses.

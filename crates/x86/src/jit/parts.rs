@@ -55,7 +55,7 @@ pub(super) enum What {
 pub(super) fn what(k: K) -> What {
     match k {
         K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem => What::GprOrMemory,
-        K::xmm_or_mem | K::ymm_or_mem | K::zmm_or_mem | K::k_or_mem => What::VectorOrMemory,
+        K::mm_or_mem | K::xmm_or_mem | K::ymm_or_mem | K::zmm_or_mem | K::k_or_mem => What::VectorOrMemory,
         K::mem => What::Memory,
         K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg => What::Gpr(Place::Reg),
         K::r16_rm | K::r32_rm | K::r64_rm => What::Gpr(Place::Rm),
@@ -65,6 +65,8 @@ pub(super) fn what(k: K) -> What {
         | K::kp1_reg
         | K::k_rm
         | K::k_vvvv
+        | K::mm_reg
+        | K::mm_rm
         | K::xmm_reg
         | K::xmm_rm
         | K::xmm_vvvv

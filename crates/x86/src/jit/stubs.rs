@@ -43,6 +43,8 @@ pub(super) struct Stubs {
     pub miss_write: u64,
     /// T0 = site.
     pub interpret: u64,
+    /// Loads the guest's x87 registers and goes to T1; T0 = site.
+    pub load_x87: u64,
     /// Restores the arithmetic flags and goes to `Context::resume`'s copy in `address`.
     pub resume_flags: u64,
 }
@@ -129,7 +131,7 @@ fn vectors(a: &mut Asm, width: VectorWidth, load: bool) {
 pub(super) fn emit(
     arena: &mut Arena,
     width: VectorWidth,
-    [miss_read, miss_write, interpret]: [Helper; 3],
+    [miss_read, miss_write, interpret, load_x87]: [Helper; 4],
 ) -> Option<Stubs> {
     let mut a = Asm::new(arena.exec(arena.used), arena.context() as u64);
     let start = a.base;
@@ -297,6 +299,8 @@ pub(super) fn emit(
     helper(&mut a, miss_write);
     s.interpret = here(&a);
     helper(&mut a, interpret);
+    s.load_x87 = here(&a);
+    helper(&mut a, load_x87);
     let code = std::mem::take(&mut a.buf);
     arena.add(&code)?;
     arena.set_sentinel(sentinel);
@@ -350,6 +354,8 @@ pub(super) enum ColdKind {
     Count { unit: u32, count: u8 },
     /// Load the vector registers and go back.
     Vectors { back: usize },
+    /// Load the x87 registers and go back.
+    X87 { site: u32, back: usize },
     /// Leave by a branch: refund, link.
     Edge { refund: u8, link: u32 },
     /// A link's own exit.

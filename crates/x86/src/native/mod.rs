@@ -510,7 +510,7 @@ pub(crate) fn leave_mxcsr(cpu: &mut Cpu) {
     cpu.mxcsr_live = false;
 }
 
-pub(crate) use x87::leave as leave_x87;
+pub(crate) use x87::{enter as enter_x87, leave as leave_x87};
 
 /// Runs an instruction under the guest's MXCSR.
 #[inline]

@@ -222,7 +222,7 @@ pub(super) fn execute(cpu: &mut Cpu, insn: &Insn, plan: &Plan) -> Exec {
 /// code on x86-64 uses them. False: the guest has unmasked exceptions, which must not become the host's.
 #[cold]
 #[inline(never)]
-fn enter(cpu: &mut Cpu) -> bool {
+pub(crate) fn enter(cpu: &mut Cpu) -> bool {
     let x87 = &cpu.state.x87;
     if x87.fcw & FLAGS != FLAGS || x87.fsw & ES != 0 {
         return false;

@@ -49,6 +49,11 @@ impl Translator<'_> {
     pub(super) fn call(&mut self, g: &Guest, target: Option<u64>, word: usize) {
         let wide = word == 8;
         self.stack_write(g, word);
+        if wide && target.is_none() {
+            // Should the target turn out not to be canonical, nothing may have been pushed.
+            self.a.load(true, r::T0, M::Base(r::T1, 0));
+            self.a.store(true, ctx!(below), r::T0);
+        }
         let back = if wide { g.next() } else { g.next() & 0xffff_ffff };
         self.a.mov_imm(r::T0, back);
         self.a.store(wide, M::Base(r::T1, 0), r::T0);

@@ -27,7 +27,10 @@ pub(super) fn flag_use(i: &Instruction) -> (bool, u32) {
     let reads = i.rflags_read() & ARITH != 0;
     let keeps = modified != 0
         && (modified != ARITH || i.rflags_undefined() & ARITH != 0 && !logic(i) || conditional(i));
-    (reads || keeps, modified)
+    // What FCOMI and its like leave alone is the host's business.
+    let x87 =
+        matches!(i.mnemonic(), Mnemonic::Fcomi | Mnemonic::Fcomip | Mnemonic::Fucomi | Mnemonic::Fucomip);
+    (reads || keeps || x87, modified)
 }
 
 /// Whether the flags that an instruction sets can be found again from its registers, see `helpers::cook`.

@@ -23,12 +23,9 @@ impl Translator<'_> {
         }
     }
 
-    /// T1 = linear address of the memory operand. Changes T0; flags must not be in the host's when a segment has a base.
-    pub(super) fn linear(&mut self, g: &Guest, size: usize) -> bool {
+    /// T1 = offset of the memory operand in its segment. Changes T0 and no flags.
+    pub(super) fn offset(&mut self, g: &Guest) -> bool {
         let i = &g.insn;
-        if !self.flat(i.seg) {
-            return false;
-        }
         let wide = i.asize == 8;
         let disp = i.disp;
         match i.ea {
@@ -42,6 +39,15 @@ impl Translator<'_> {
                 self.a.lea(wide, r::T1, m);
             }
             _ => return false,
+        }
+        true
+    }
+
+    /// T1 = linear address of the memory operand. Changes T0; flags must not be in the host's when a segment has a base.
+    pub(super) fn linear(&mut self, g: &Guest, size: usize) -> bool {
+        let i = &g.insn;
+        if !self.flat(i.seg) || !self.offset(g) {
+            return false;
         }
         let based = matches!(i.seg, Seg::Fs | Seg::Gs);
         if based {

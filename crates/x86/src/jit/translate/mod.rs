@@ -18,6 +18,7 @@ mod flags;
 mod integer;
 mod memory;
 mod ordinary;
+mod x87;
 
 use super::asm::{Asm, Fixup, M, r};
 use super::stubs::{self, Cold, ColdKind, Stubs};
@@ -29,6 +30,7 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind,
 };
 use integer::PushForm;
+use x87::Notes;
 
 /// Most instructions in a unit.
 pub(super) const MAX_UNIT: usize = 64;
@@ -83,6 +85,8 @@ pub(super) struct Host {
     pub lzcnt: bool,
 }
 
+pub(super) use x87::Note;
+
 pub(super) struct Output {
     pub unit: Unit,
     pub code: Vec<u8>,
@@ -90,6 +94,8 @@ pub(super) struct Output {
     pub links: Vec<Link>,
     /// Instructions whose flags may have to be found again.
     pub recipes: Vec<Insn>,
+    /// Notes of x87 instructions.
+    pub notes: Vec<Note>,
 }
 
 pub(super) struct Translator<'a> {
@@ -114,6 +120,9 @@ pub(super) struct Translator<'a> {
     /// The instruction in translation: number, and its first site.
     index: u8,
     site_from: usize,
+    notes: Notes,
+    /// The guest's x87 state is in the host's registers throughout the unit.
+    x87_here: bool,
 }
 
 /// Numbers that the next unit starts from.
@@ -124,6 +133,7 @@ pub(super) struct Numbers {
     pub site: u32,
     pub link: u32,
     pub recipe: u32,
+    pub note: u32,
     /// The page that the only instruction goes on in, and its identity.
     pub second: Option<(u64, u32)>,
     /// Address at which the unit's code will run.
@@ -182,7 +192,10 @@ pub(super) fn translate<'a>(
         count: guest.len().min(MAX_UNIT) as u8,
         index: 0,
         site_from: 0,
+        notes: Notes::new(n.note),
+        x87_here: false,
     };
+    t.x87_here = guest.iter().any(|g| t.wants_x87(g));
     // Entered with the flags in the host's, then with the flags saved.
     t.a.save_flags();
     let entry_saved = t.a.pos();
@@ -199,10 +212,16 @@ pub(super) fn translate<'a>(
         let back = t.a.pos();
         t.cold(from, ColdKind::Vectors { back });
     }
+    if t.x87_here
+        && let Some(first) = guest.first()
+    {
+        t.test_x87(first);
+    }
     let mut open = true;
     for (i, g) in guest.iter().enumerate() {
         t.index = i as u8;
         t.site_from = t.sites.len();
+        t.settle_note(Some(g));
         open = t.instruction(g);
         let (next, live) = (n.offset + t.a.pos() as u32, t.flags.host);
         for site in t.sites.iter_mut().skip(t.site_from) {
@@ -216,6 +235,7 @@ pub(super) fn translate<'a>(
             break;
         }
     }
+    t.settle_note(None);
     if open && let Some(last) = guest.last() {
         t.edge(last.next());
     }
@@ -237,8 +257,8 @@ pub(super) fn translate<'a>(
         guarded: n.offset + entry_guarded as u32,
         second: n.second,
     };
-    let Translator { a, sites, links, recipes, .. } = t;
-    Output { unit, code: a.buf, sites, links, recipes }
+    let Translator { a, sites, links, recipes, notes, .. } = t;
+    Output { unit, code: a.buf, sites, links, recipes, notes: notes.list }
 }
 
 impl Translator<'_> {
@@ -278,6 +298,12 @@ impl Translator<'_> {
                     let at = self.a.base + back as u64;
                     self.a.mov_imm(r::T1, at);
                     self.a.jmp_abs(self.stubs.load_vectors);
+                }
+                ColdKind::X87 { site, back } => {
+                    let at = self.a.base + back as u64;
+                    self.a.mov_imm(r::T1, at);
+                    self.a.mov_imm(r::T0, site.into());
+                    self.a.jmp_abs(self.stubs.load_x87);
                 }
                 ColdKind::Edge { refund, link } => {
                     if refund > 0 {
@@ -355,6 +381,7 @@ impl Translator<'_> {
             flags_live: false,
             recipe: self.flags.recipe,
             interpreted,
+            x87: self.x87_here,
             size: 0,
             last: false,
             len: g.insn.len,
@@ -378,6 +405,9 @@ impl Translator<'_> {
         if undefined_here(g) {
             self.interpret(g);
             return !ends;
+        }
+        if let Some(open) = self.x87(g) {
+            return open;
         }
         match self.special(g) {
             Some(open) => open,

@@ -52,7 +52,9 @@ impl Translator<'_> {
         };
         let vector = |n: u32| {
             i.op_kind(n) == OpKind::Register
-                && (i.op_register(n).is_vector_register() || i.op_register(n).is_k())
+                && (i.op_register(n).is_vector_register()
+                    || i.op_register(n).is_k()
+                    || i.op_register(n).is_mm())
         };
         let any = i.mnemonic() == Mnemonic::Vzeroupper || (0..i.op_count()).any(vector);
         let refused = matches!(
@@ -65,7 +67,9 @@ impl Translator<'_> {
                 | Mnemonic::Vpmaskmovq
                 | Mnemonic::Vzeroall
         ) || i.is_vsib()
-            || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
+            // They change the x87 state, or not, by what their operand is.
+            || matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd)
+            || (super::x87::mmx(i) && !self.mode.has(ModeKey::X87))
             || (i.op_mask() != Register::None && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory));
         (fine && any && !refused).then_some(class)
     }
