@@ -54,6 +54,12 @@ pub(crate) struct Block {
     pub len: u16,
     /// Bytes.
     pub bytes: u16,
+    /// Instructions that fit in its place in the arena.
+    pub room: u16,
+    /// How often it was begun while a translator waited for it to get hot, at most [`Block::limit`].
+    pub heat: u8,
+    /// How often the block of this address was made anew, because its bytes had been written to.
+    pub renewed: u8,
     /// The last instruction may change the mode or the flow in ways other than a branch: look around afterwards.
     pub system: bool,
     pub links: [Link; 2],
@@ -63,6 +69,14 @@ pub(crate) struct Block {
     pub checked: u64,
     /// The second page's, for an instruction across a page's end: its physical address too.
     pub second: Option<(u64, Source)>,
+}
+
+impl Block {
+    /// The heat at which it is worth a translation: what is rewritten has to be used the more.
+    #[inline]
+    pub(crate) fn limit(&self, threshold: u8) -> u8 {
+        threshold.saturating_mul(1 << self.renewed.min(4))
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -84,6 +98,12 @@ impl Hasher for AddressHasher {
             self.write_u64(u64::from(*b));
         }
     }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(v.into());
+    }
+    fn write_usize(&mut self, v: usize) {
+        self.write_u64(v as u64);
+    }
     fn write_u64(&mut self, v: u64) {
         self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 ^= self.0 >> 29;
@@ -94,6 +114,8 @@ impl Hasher for AddressHasher {
 pub(crate) struct BlockCache {
     pub insns: Vec<Insn>,
     pub blocks: Vec<Block>,
+    /// Where a block's instructions are gathered.
+    pub scratch: Vec<Insn>,
     map: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
     /// The map's entries that were asked for lately, direct mapped: key and block.
     near: Box<[(u64, u32)]>,
@@ -110,6 +132,7 @@ impl BlockCache {
         BlockCache {
             insns: Vec::new(),
             blocks: Vec::new(),
+            scratch: Vec::new(),
             map: HashMap::default(),
             near: vec![VOID; NEAR].into(),
             jumps: vec![Jump::default(); JUMPS].into(),
@@ -182,8 +205,34 @@ impl BlockCache {
         Some(i)
     }
 
-    /// Adds a block whose instructions are the last `len` of the arena.
-    pub(crate) fn add(&mut self, physical: u64, mode: u64, block: Block) -> u32 {
+    /// Adds a block of `insns`; in the place of the one that was made from the same address before, when it fits there.
+    pub(crate) fn add(&mut self, physical: u64, mode: u64, insns: &[Insn], mut block: Block) -> u32 {
+        block.len = insns.len() as u16;
+        if block.source.is_some()
+            && let Some(i) = self.map.get(&key(physical, mode)).copied()
+            && let Some(old) = self.blocks.get_mut(i as usize)
+        {
+            let (start, room) = (old.start as usize, usize::from(old.room));
+            let before = self.insns.get(start..start + usize::from(old.len)).unwrap_or(&[]);
+            let same = before.len() == insns.len()
+                && before.iter().zip(insns).all(|(a, b)| (a.len, a.bytes) == (b.len, b.bytes));
+            // What changed was something else in the page.
+            (block.heat, block.renewed) =
+                if same { (old.heat, old.renewed) } else { (0, old.renewed.saturating_add(1)) };
+            // Instructions across a page's end are good for one pair of pages: other windows may still know another.
+            let alone = old.second.is_none() && block.second.is_none();
+            if alone
+                && insns.len() <= room
+                && let Some(place) = self.insns.get_mut(start..start + insns.len())
+            {
+                place.copy_from_slice(insns);
+                (block.start, block.room) = (old.start, old.room);
+                *old = block;
+                return i;
+            }
+        }
+        (block.start, block.room) = (self.insns.len() as u32, block.len);
+        self.insns.extend_from_slice(insns);
         let i = self.blocks.len() as u32;
         let keep = block.source.is_some();
         self.blocks.push(block);

@@ -1,7 +1,7 @@
 //! The processor: its fast copies of state, and the loop that runs blocks.
 
 use crate::block::{Block, BlockCache, MAX_INSNS, Source};
-use crate::decode::{self, Ea, Insn, Mode, insn_flag};
+use crate::decode::{Ea, Insn, Mode, insn_flag};
 use crate::env::{CpuLog, Env, Signals};
 use crate::fault::{DebugStop, Exec, Exit, Fault};
 use crate::jit::{Jit, JitError, JitStats, Tier};
@@ -10,6 +10,7 @@ use crate::state::{Activity, CpuState, EventKind, Seg, Shadow, cr0, cr4, efer, f
 use crate::stops::Stops;
 use crate::sys::cpuid::CpuModel;
 use crate::sys::{debug, event, reset, smm};
+use crate::template::Templates;
 use crate::tlb::{Backing, Mmu, View};
 use hyaline_space::ExitKind;
 use std::sync::Arc;
@@ -90,6 +91,11 @@ pub struct Cpu {
     pub(crate) epoch: u64,
     pub(crate) signals: Arc<Signals>,
     blocks: Option<Box<BlockCache>>,
+    templates: Templates,
+    /// The loop that runs blocks stops before one that was begun so often, and sets `hot`.
+    pub(crate) heat_limit: Option<u8>,
+    /// It did.
+    pub(crate) hot: bool,
     pub(crate) jit: Option<Box<Jit>>,
     /// The run in progress uses the translator.
     translating: bool,
@@ -139,6 +145,9 @@ impl Cpu {
             epoch: hyaline_ram::code::epoch(),
             signals,
             blocks: Some(Box::new(BlockCache::new())),
+            templates: Templates::new(),
+            heat_limit: None,
+            hot: false,
             jit: None,
             translating: false,
         };
@@ -527,7 +536,14 @@ impl Cpu {
             };
             // Chained blocks: nothing but branches lies between them.
             loop {
-                let Some(b) = cache.blocks.get(block as usize) else { continue 'blocks };
+                let Some(b) = cache.blocks.get_mut(block as usize) else { continue 'blocks };
+                if let Some(limit) = self.heat_limit {
+                    if b.heat >= b.limit(limit) {
+                        self.hot = true;
+                        return Exit::Budget;
+                    }
+                    b.heat += 1;
+                }
                 let left = (end - self.state.icount).min(most);
                 let Some(insns) = cache.insns.get(b.start as usize..b.start as usize + usize::from(b.len))
                 else {
@@ -848,6 +864,11 @@ impl Cpu {
         Some(Source { ram, offset, version })
     }
 
+    /// Decodes the instruction at the start of `bytes`, see [`decode::decode`].
+    pub(crate) fn decode(&mut self, bytes: &[u8], mode: Mode) -> Option<Insn> {
+        self.templates.decode(bytes, mode, &self.model)
+    }
+
     /// Reads code bytes of one page.
     pub(crate) fn fetch(&mut self, physical: u64, buf: &mut [u8]) {
         if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory())
@@ -864,13 +885,15 @@ impl Cpu {
 
     fn decode_block(&mut self, cache: &mut BlockCache, linear: u64, physical: u64, room: u64) -> Exec<u32> {
         let mode = Mode { bits: u32::from(self.code_bits), amd: self.amd };
-        let start = cache.insns.len();
         let in_page = PAGE - (physical & (PAGE - 1));
         let mut at = 0_u64;
         let mut block = Block {
-            start: start as u32,
+            start: 0,
             len: 0,
             bytes: 0,
+            room: 0,
+            heat: 0,
+            renewed: 0,
             system: false,
             links: Default::default(),
             source: None,
@@ -881,31 +904,42 @@ impl Cpu {
         // The first line is marked before anything is read, the others as the block grows.
         block.source = self.code_source(physical, 1);
         let version = block.source.as_ref().map(|s| s.version);
-        // The first byte whose line isn't marked yet.
-        let mut unmarked = (physical | (LINE - 1)) + 1;
-        while usize::from(block.len) < MAX_INSNS {
+        // The bytes up to the end of the last line that is marked. What isn't memory is read as it is needed.
+        let mut bytes = [0_u8; LINE as usize * 2];
+        let mut from = physical;
+        let mut until = if memory { (physical | (LINE - 1)) + 1 } else { physical };
+        if memory && let Some(buf) = bytes.get_mut(..(until - from) as usize) {
+            self.fetch(from, buf);
+        }
+        let mut insns = std::mem::take(&mut cache.scratch);
+        insns.clear();
+        while insns.len() < MAX_INSNS {
             let len = (in_page - at).min(15).min(room - at);
             if len == 0 {
                 break;
             }
-            if physical + at + len > unmarked {
-                unmarked = ((physical + at + len - 1) | (LINE - 1)) + 1;
-                if let Some(source) = self.code_source(physical + at, len)
-                    && Some(source.version) != version
-                {
+            if physical + at + len > until {
+                if memory && self.code_source(until, 1).map(|s| s.version) != version {
                     // Written to meanwhile by another processor: what was read before is void with its version.
                     break;
                 }
+                let keep = (physical + at - from) as usize;
+                let kept = (until - (physical + at)) as usize;
+                bytes.copy_within(keep..keep + kept, 0);
+                from = physical + at;
+                let more = if memory { LINE } else { from + len - until };
+                if let Some(buf) = bytes.get_mut(kept..kept + more as usize) {
+                    self.fetch(until, buf);
+                }
+                until += more;
             }
-            let mut buf = [0_u8; 15];
-            if let Some(buf) = buf.get_mut(..len as usize) {
-                self.fetch(physical + at, buf);
-            }
-            let Some(insn) = decode::decode(buf.get(..len as usize).unwrap_or(&buf), mode, &self.model)
-            else {
+            let skip = (physical + at - from) as usize;
+            let buf = bytes.get(skip..skip + len as usize).unwrap_or(&[]);
+            let Some(insn) = self.templates.decode(buf, mode, &self.model) else {
                 if at > 0 {
                     break;
                 }
+                cache.scratch = insns;
                 if room < 15 && room <= in_page {
                     // The instruction goes on beyond the segment's limit.
                     return Err(Fault::gp(0));
@@ -913,11 +947,10 @@ impl Cpu {
                 return self.decode_across(cache, linear, physical, in_page, room, block);
             };
             at += u64::from(insn.len);
-            block.len += 1;
             block.bytes = at as u16;
             let ends = insn.has(insn_flag::END);
             block.system |= ends && !insn.has(insn_flag::PLAIN);
-            cache.insns.push(insn);
+            insns.push(insn);
             // What doesn't come from memory may change at any time.
             if ends || !memory {
                 break;
@@ -928,7 +961,9 @@ impl Cpu {
             self.fetch(physical, &mut bytes);
             log.code(self.env.index(), linear, u32::from(self.code_bits), &bytes);
         }
-        Ok(cache.add(physical, self.mode_number(), block))
+        let i = cache.add(physical, self.mode_number(), &insns, block);
+        cache.scratch = insns;
+        Ok(i)
     }
 
     /// Decodes one instruction that goes on in the next page.
@@ -957,17 +992,15 @@ impl Cpu {
             self.fetch(second, tail);
         }
         let mode = Mode { bits: u32::from(self.code_bits), amd: self.amd };
-        let Some(insn) = decode::decode(buf.get(..len as usize).unwrap_or(&buf), mode, &self.model) else {
+        let Some(insn) = self.decode(buf.get(..len as usize).unwrap_or(&buf), mode) else {
             return Err(Fault::gp(0));
         };
-        block.len = 1;
         block.bytes = u16::from(insn.len);
         block.system = insn.has(insn_flag::END) && !insn.has(insn_flag::PLAIN);
         match source {
             Some(source) => block.second = Some((second & !(PAGE - 1), source)),
             None => block.source = None,
         }
-        cache.insns.push(insn);
-        Ok(cache.add(physical, self.mode_number(), block))
+        Ok(cache.add(physical, self.mode_number(), &[insn], block))
     }
 }

@@ -17,6 +17,7 @@ pub mod native;
 pub mod state;
 mod stops;
 mod sys;
+mod template;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]

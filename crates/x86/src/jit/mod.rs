@@ -50,7 +50,7 @@ pub enum Tier {
 pub struct JitOptions {
     /// Bytes of memory for translated code, per processor. When it is full, all translations are dropped.
     pub cache_bytes: usize,
-    /// How often code is interpreted before it is translated, 0-254.
+    /// How often code is interpreted before it is translated, 0-254; more often where it was rewritten.
     pub threshold: u8,
     /// Leave LOCK out of instructions: only where the processor is the machine's only one and no device writes behind its back.
     pub drop_locks: bool,
@@ -317,7 +317,6 @@ struct CodePage {
 
 type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<crate::block::AddressHasher>>;
 
-const HEAT: usize = 1 << 16;
 /// Instructions between looks at the request word.
 const SLICE: u64 = 16_384;
 
@@ -336,12 +335,13 @@ pub(crate) struct Jit {
     notes: Vec<translate::Note>,
     /// By identity; 0 is none.
     pages: Vec<CodePage>,
-    page_ids: HashMap<(u64, u64, u32), u32>,
+    page_ids: FastMap<(u64, u64, u32), u32>,
     /// Pages by the memory that they were made from: code map and page number.
-    by_memory: HashMap<(usize, u64), Vec<u32>>,
+    by_memory: FastMap<(usize, u64), Vec<u32>>,
     /// By page identity and offset.
     map: FastMap<u64, u32>,
-    heat: Box<[u8; HEAT]>,
+    /// There is no translation to be had of the present instruction.
+    refused: bool,
     stats: JitStats,
     /// The mode that the code in execution was made for.
     mode: ModeKey,
@@ -394,7 +394,6 @@ impl Jit {
         };
         let stubs = stubs::emit(&mut arena, width, helpers::TABLE).ok_or(rustix::io::Errno::NOMEM)?;
         let start = arena.used;
-        let heat: Box<[u8]> = vec![0; HEAT].into();
         let mut jit = Box::new(Jit {
             options,
             arena,
@@ -408,10 +407,10 @@ impl Jit {
             recipes: Vec::new(),
             notes: Vec::new(),
             pages: Vec::new(),
-            page_ids: HashMap::new(),
-            by_memory: HashMap::new(),
+            page_ids: FastMap::default(),
+            by_memory: FastMap::default(),
             map: FastMap::default(),
-            heat: heat.try_into().unwrap_or_else(|_| Box::new([0; HEAT])),
+            refused: false,
             stats: JitStats { interpreted: vec![0; Code::values().len()], ..JitStats::default() },
             mode: ModeKey::default(),
             fault: None,
@@ -571,7 +570,7 @@ impl Jit {
             let mut buf = [0; 15];
             let buf = buf.get_mut(..len as usize)?;
             cpu.fetch(physical + at, buf);
-            let Some(insn) = decode::decode(buf, mode, &cpu.model) else { break };
+            let Some(insn) = cpu.decode(buf, mode) else { break };
             let g = Guest::new(linear.wrapping_add(at), insn, bits);
             at += u64::from(insn.len);
             let ends = g.ends_unit() || g.is_backward();
@@ -595,7 +594,7 @@ impl Jit {
             let (head, tail) = buf.split_at_mut_checked(in_page as usize)?;
             cpu.fetch(physical, head);
             cpu.fetch(beyond, tail);
-            let insn = decode::decode(&buf, mode, &cpu.model)?;
+            let insn = cpu.decode(&buf, mode)?;
             guest.push(Guest::new(linear, insn, bits));
             second = Some((next, id));
         }
@@ -692,6 +691,8 @@ impl Jit {
         self.pending = Pending::None;
         loop {
             let now = cpu.state.icount;
+            // Said of the present instruction, just now.
+            let hot = std::mem::take(&mut cpu.hot);
             if now >= end {
                 return Exit::Budget;
             }
@@ -719,7 +720,7 @@ impl Jit {
                 None => None,
                 Some(mode) => {
                     self.mode = mode;
-                    match self.unit_at(cpu) {
+                    match self.unit_at(cpu, hot) {
                         Ok(unit) => unit,
                         Err(fault) => match cpu.deliver(fault, &mut faults) {
                             Ok(()) => {
@@ -733,9 +734,13 @@ impl Jit {
             };
             let Some(unit) = unit else {
                 self.pending = Pending::None;
-                let count = self.cold_count(cpu, cache, mode.is_some());
+                // Blocks are interpreted until one is hot; where there is no translation to be had for one that is, just that one.
+                let refused = mode.is_none() || std::mem::take(&mut self.refused);
+                cpu.heat_limit = (!refused).then_some(self.options.threshold);
+                let count = if mode.is_none() { 4096 } else if refused { self.cold_count(cpu, cache) } else { 4096 };
                 let until = end.min(now + count);
                 let exit = cpu.run_loop(cache, until);
+                cpu.heat_limit = None;
                 self.stats.cold_instructions += cpu.state.icount - now;
                 match exit {
                     Exit::Budget => continue,
@@ -813,11 +818,8 @@ impl Jit {
         unit.second.is_none().then_some(unit)
     }
 
-    /// How many instructions to interpret where there is no unit.
-    fn cold_count(&mut self, cpu: &mut Cpu, cache: &mut BlockCache, may_translate: bool) -> u64 {
-        if !may_translate {
-            return 4096;
-        }
+    /// Instructions of the present block.
+    fn cold_count(&mut self, cpu: &mut Cpu, cache: &mut BlockCache) -> u64 {
         let linear = cpu.code_linear(cpu.state.rip);
         let context = cpu.context();
         let block = match cache.jump(linear, context) {
@@ -835,24 +837,28 @@ impl Jit {
         block.and_then(|b| cache.blocks.get(b as usize)).map_or(1, |b| u64::from(b.len).max(1))
     }
 
-    /// The unit at the present instruction, translated when it was met often enough.
-    fn unit_at(&mut self, cpu: &mut Cpu) -> Result<Option<u32>, Fault> {
+    /// The unit at the present instruction, translated when it is `hot`.
+    fn unit_at(&mut self, cpu: &mut Cpu, hot: bool) -> Result<Option<u32>, Fault> {
         let linear = cpu.state.rip;
-        let Some(id) = self.page_at(cpu, linear)? else { return Ok(None) };
+        self.refused = false;
+        let Some(id) = self.page_at(cpu, linear)? else {
+            self.refused = true;
+            return Ok(None);
+        };
         if let Some(unit) = self.find(id, linear) {
             match self.units.get(unit as usize).and_then(|u| u.second) {
                 None => return Ok(Some(unit)),
                 Some((next, second)) => match self.second_page(cpu, next) {
                     Some(now) if now == second => return Ok(Some(unit)),
                     Some(_) => {}
-                    None => return Ok(None),
+                    None => {
+                        self.refused = true;
+                        return Ok(None);
+                    }
                 },
             }
         }
-        let slot = (linear ^ linear >> 16) as usize & (HEAT - 1);
-        let heat = &mut self.heat[slot];
-        if *heat < self.options.threshold {
-            *heat += 1;
+        if !hot && self.options.threshold != 0 {
             return Ok(None);
         }
         let full = self.arena.room() < 128 << 10 || self.sites.len() > 1 << 22 || self.pages.len() > 1 << 20;
@@ -863,7 +869,9 @@ impl Jit {
         } else {
             id
         };
-        Ok(self.translate(cpu, id, linear))
+        let unit = self.translate(cpu, id, linear);
+        self.refused = unit.is_none();
+        Ok(unit)
     }
 
     /// Runs generated code from a unit on; gives why it was left.
@@ -888,10 +896,8 @@ impl Jit {
         // references here aren't used meanwhile). Its memory accesses are to the context, its stack, the window's tables (GS) and
         // guest memory that these tables vouch for.
         unsafe {
-            let old = gs::get();
             gs::set(base);
             std::mem::transmute::<u64, extern "sysv64" fn(u64)>(enter)(target);
-            gs::set(old);
         }
         let c = self.context();
         let reason = c.exit;
@@ -1020,7 +1026,11 @@ fn to_context(cpu: &mut Cpu, c: &mut Context) {
 
 /// Generated code's registers to the state.
 fn from_context(cpu: &mut Cpu, c: &mut Context, jit: &Jit) {
-    cpu.state.gpr = c.gpr;
+    for (to, from) in cpu.state.gpr.iter_mut().zip(&c.gpr) {
+        // One by one, as they were stored just before: a wider load would wait for the stores to reach the cache.
+        // SAFETY: a reference is valid for reads.
+        *to = unsafe { std::ptr::read_volatile(from) };
+    }
     cpu.set_flags(unpack_flags(c.flags));
     // What the last x87 instruction leaves for FNSTENV (SDM vol. 1 §8.1.8).
     if c.fpu_note != 0 {
@@ -1037,9 +1047,15 @@ fn from_context(cpu: &mut Cpu, c: &mut Context, jit: &Jit) {
     }
 }
 
-/// The GS base, which nothing else in the process uses.
+/// The GS base, which nothing else in the process uses: it stays what it was set to last.
 mod gs {
+    use std::cell::Cell;
     use std::sync::OnceLock;
+
+    thread_local! {
+        /// What the thread's base was set to last; 0 is no window's.
+        static NOW: Cell<u64> = const { Cell::new(0) };
+    }
 
     /// Whether user code may use the instructions (AT_HWCAP2, bit 1).
     fn direct() -> bool {
@@ -1047,22 +1063,15 @@ mod gs {
         // SAFETY: reads the auxiliary vector.
         *DIRECT.get_or_init(|| unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 != 0)
     }
-    /// # Safety
-    /// None beyond the instruction's being there, which is tested.
-    pub(super) unsafe fn get() -> u64 {
-        let mut v = 0_u64;
-        if direct() {
-            // SAFETY: tested above.
-            unsafe { std::arch::asm!("rdgsbase {}", out(reg) v, options(nomem, nostack, preserves_flags)) };
-        } else {
-            // SAFETY: ARCH_GET_GS stores to `v`.
-            unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1004, &raw mut v) };
-        }
-        v
-    }
+    /// Makes `v` the thread's base. It costs as much as dozens of instructions, so only when it isn't yet.
+    ///
     /// # Safety
     /// Code that runs afterwards must expect this base.
+    #[inline]
     pub(super) unsafe fn set(v: u64) {
+        if NOW.replace(v) == v {
+            return;
+        }
         if direct() {
             // SAFETY: tested above.
             unsafe { std::arch::asm!("wrgsbase {}", in(reg) v, options(nostack, preserves_flags)) };
