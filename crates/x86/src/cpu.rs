@@ -846,12 +846,16 @@ impl Cpu {
 
     /// The memory that holds the code at a physical address: marked before it is read.
     pub(crate) fn code_source(&mut self, physical: u64, len: u64) -> Option<Source> {
+        self.code_lines(physical, hyaline_ram::code::line_mask(physical, len))
+    }
+
+    /// The same of a page and the lines of it that hold code.
+    pub(crate) fn code_lines(&mut self, physical: u64, lines: u64) -> Option<Source> {
         let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory())
         else {
             return None;
         };
         let ram = self.mmu.physical.block(block)?.clone();
-        let lines = hyaline_ram::code::line_mask(physical, len);
         let before = hyaline_ram::code::epoch();
         let (version, fresh) = ram.code().mark(offset, lines);
         if fresh {

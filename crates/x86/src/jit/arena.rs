@@ -102,6 +102,14 @@ impl Arena {
         // SAFETY: inside of the writable mapping.
         unsafe { std::ptr::write_unaligned(self.write.add(at).cast::<i32>(), rel) };
     }
+    /// Replaces code at an offset. It isn't running (one thread).
+    pub(super) fn patch(&mut self, at: usize, code: &[u8]) {
+        if at.checked_add(code.len()).is_none_or(|end| end > self.used) {
+            return;
+        }
+        // SAFETY: inside of the writable mapping.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
+    }
 }
 
 impl Drop for Arena {

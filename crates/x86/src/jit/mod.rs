@@ -105,6 +105,8 @@ pub struct JitStats {
     pub flushes: u64,
     /// Pages whose translations were voided by writes.
     pub pages_voided: u64,
+    /// Units of such pages that were found unchanged.
+    pub revived: u64,
     /// Instructions retired by the interpreter for want of a translation.
     pub cold_instructions: u64,
     /// Instructions left to the interpreter from within translated code, by iced's code number.
@@ -115,8 +117,14 @@ impl std::fmt::Display for JitStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
             f,
-            "  translated   {} units, {} instructions, {} bytes of host code; {} flushes, {} pages voided by writes",
-            self.units, self.guest_instructions, self.host_bytes, self.flushes, self.pages_voided
+            "  translated   {} units, {} instructions, {} bytes of host code; {} flushes, {} pages voided by writes, {} units of \
+             them revived",
+            self.units,
+            self.guest_instructions,
+            self.host_bytes,
+            self.flushes,
+            self.pages_voided,
+            self.revived
         )?;
         writeln!(
             f,
@@ -151,6 +159,7 @@ impl JitStats {
         self.slices += o.slices;
         self.flushes += o.flushes;
         self.pages_voided += o.pages_voided;
+        self.revived += o.revived;
         self.cold_instructions += o.cold_instructions;
         self.interpreted.resize(self.interpreted.len().max(o.interpreted.len()), 0);
         self.interpreted.iter_mut().zip(&o.interpreted).for_each(|(a, b)| *a += b);
@@ -262,6 +271,15 @@ struct Unit {
     guarded: u32,
     /// The page that the one instruction goes on in, and its identity.
     second: Option<(u64, u32)>,
+    /// Where it leaves when the budget is too small, `js rel32`; a dead unit always does, `nop; jmp rel32`.
+    switch: u32,
+    /// On that way, once the budget is what it was, `mov r10d, unit`; of a dead unit perhaps a jump to the one in its place.
+    redirect: u32,
+    /// The guest's bytes are no longer what it was made from.
+    dead: bool,
+    /// Where those are in the translator's copy, and how many.
+    bytes: u32,
+    len: u16,
 }
 
 /// A way from a unit to a guest address.
@@ -310,8 +328,9 @@ struct Site {
 struct CodePage {
     linear: u64,
     physical: u64,
-    mode: ModeKey,
-    source: Option<Source>,
+    source: Source,
+    /// Marked code of the page was written to: no way leads here until the units were compared with their bytes.
+    stale: bool,
     units: Vec<u32>,
 }
 
@@ -333,6 +352,10 @@ pub(crate) struct Jit {
     sites: Vec<Site>,
     recipes: Vec<decode::Insn>,
     notes: Vec<translate::Note>,
+    /// What units were made from.
+    bytes: Vec<u8>,
+    /// Dead units that lead to this one.
+    redirected: FastMap<u32, Vec<u32>>,
     /// By identity; 0 is none.
     pages: Vec<CodePage>,
     page_ids: FastMap<(u64, u64, u32), u32>,
@@ -360,12 +383,14 @@ pub(crate) struct Jit {
     start: usize,
     /// The last link or target asked for, to be patched once its unit is known.
     pending: Pending,
+    scratch: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     None,
     Link(u32),
+    Redirect(u32),
     Target,
 }
 
@@ -406,6 +431,8 @@ impl Jit {
             sites: Vec::new(),
             recipes: Vec::new(),
             notes: Vec::new(),
+            bytes: Vec::new(),
+            redirected: FastMap::default(),
             pages: Vec::new(),
             page_ids: FastMap::default(),
             by_memory: FastMap::default(),
@@ -421,6 +448,7 @@ impl Jit {
             decoded: vec![None; 1024],
             start,
             pending: Pending::None,
+            scratch: Vec::new(),
         });
         jit.reset_stack();
         Ok(jit)
@@ -454,6 +482,8 @@ impl Jit {
         self.sites.clear();
         self.recipes.clear();
         self.notes.clear();
+        self.bytes.clear();
+        self.redirected.clear();
         self.pages.clear();
         self.page_ids.clear();
         self.map.clear();
@@ -468,41 +498,101 @@ impl Jit {
         });
     }
 
-    /// Voids the translations of pages that were written to.
+    /// Lets no way lead to pages that were written to, until [`Jit::revive`].
     fn check_pages(&mut self, cpu: &mut Cpu) {
-        let mut ids = Vec::new();
+        let mut ids = std::mem::take(&mut self.scratch);
+        ids.clear();
         let (now, known) = hyaline_ram::code::hits_since(self.hits, |map, page| {
-            ids.extend(self.by_memory.remove(&(map, page)).unwrap_or_default());
+            ids.extend(self.by_memory.get(&(map, page)).into_iter().flatten());
         });
         self.hits = now;
         if known.is_none() {
-            self.by_memory.clear();
-            ids = (1..=self.pages.len() as u32).collect();
+            ids.clear();
+            ids.extend(1..=self.pages.len() as u32);
         }
-        for id in ids {
-            let Some(page) = self.pages.get_mut(id as usize - 1) else { continue };
-            let Some(source) = &page.source else { continue };
-            let memory = (source.ram.code().identity(), source.offset / PAGE);
-            if source.ram.code().version(source.offset) == source.version {
-                self.by_memory.entry(memory).or_default().push(id);
+        for id in &ids {
+            let Some(page) = self.pages.get_mut(*id as usize - 1) else { continue };
+            let source = &page.source;
+            if page.stale || source.ram.code().version(source.offset) == source.version {
                 continue;
             }
-            page.source = None;
+            page.stale = true;
             let linear = page.linear;
-            let key = (page.physical, linear, page.mode.0);
-            let units = std::mem::take(&mut page.units);
-            self.page_ids.remove(&key);
-            for u in units {
-                if let Some(unit) = self.units.get(u as usize) {
-                    let key = map_key(unit.page, unit.rip);
-                    if self.map.get(&key) == Some(&u) {
-                        self.map.remove(&key);
-                    }
-                }
-            }
             self.stats.pages_voided += 1;
-            cpu.mmu.each(|w, _| w.code.forget(linear, id));
+            cpu.mmu.each(|w, _| w.code.forget(linear, *id));
         }
+        self.scratch = ids;
+    }
+
+    /// Marks the lines of a stale page anew, keeps the units whose bytes are what they were, and gives up the others. False: the page was written to
+    /// meanwhile, or isn't memory any more.
+    fn revive(&mut self, cpu: &mut Cpu, id: u32, linear: u64) -> bool {
+        let Some(page) = self.pages.get_mut(id as usize - 1) else { return false };
+        let physical = page.physical;
+        let mut units = std::mem::take(&mut page.units);
+        let mut lines = hyaline_ram::code::line_mask(linear, 1);
+        for u in units.iter().filter_map(|u| self.units.get(*u as usize)) {
+            lines |= hyaline_ram::code::line_mask(u.rip, u.len.into());
+        }
+        let source = cpu.code_lines(physical, lines);
+        let mut now = [0; PAGE as usize];
+        if source.is_some() {
+            cpu.fetch(physical, &mut now);
+        }
+        let good = source.as_ref().is_some_and(|s| s.ram.code().version(s.offset) == s.version);
+        if good {
+            units.retain(|n| {
+                let Some(u) = self.units.get(*n as usize).filter(|u| !u.dead) else { return false };
+                let (at, len) = ((u.rip & (PAGE - 1)) as usize, usize::from(u.len));
+                let then = self.bytes.get(u.bytes as usize..u.bytes as usize + len);
+                // Those on two pages are few and small.
+                let same = u.second.is_none() && then.is_some() && now.get(at..at + len) == then;
+                if same {
+                    self.stats.revived += 1;
+                } else {
+                    self.give_up(*n);
+                }
+                same
+            });
+        }
+        if let Some(page) = self.pages.get_mut(id as usize - 1) {
+            page.units = units;
+            if good && let Some(source) = source {
+                page.source = source;
+                page.stale = false;
+            }
+        }
+        good
+    }
+
+    /// Makes all ways into a unit lead out.
+    fn give_up(&mut self, number: u32) {
+        let Some(u) = self.units.get_mut(number as usize) else { return };
+        if std::mem::replace(&mut u.dead, true) {
+            return;
+        }
+        let (key, switch) = (map_key(u.page, u.rip), u.switch);
+        self.arena.patch(switch as usize, &[0x90, 0xe9]);
+        if self.map.get(&key) == Some(&number) {
+            self.map.remove(&key);
+        }
+        for dead in self.redirected.remove(&number).unwrap_or_default() {
+            let Some(u) = self.units.get(dead as usize) else { continue };
+            let [a, b, c, d] = dead.to_le_bytes();
+            self.arena.patch(u.redirect as usize, &[0x41, 0xba, a, b, c, d]);
+        }
+    }
+
+    /// Makes a dead unit, which somebody still goes to, lead to the one that is in its place.
+    fn redirect(&mut self, dead: u32, to: u32) {
+        let (Some(from), Some(unit)) = (self.units.get(dead as usize), self.units.get(to as usize)) else { return };
+        if !from.dead || unit.dead || from.rip != unit.rip || from.page != unit.page {
+            return;
+        }
+        let at = from.redirect as usize;
+        self.arena.patch(at, &[0xe9]);
+        self.arena.patch_rel32(at + 1, unit.saved as usize);
+        self.redirected.entry(to).or_default().push(dead);
     }
 
     /// The page identity of the linear page that holds `linear`, entered in the window.
@@ -533,8 +623,8 @@ impl Jit {
                 self.pages.push(CodePage {
                     linear: base,
                     physical,
-                    mode: self.mode,
-                    source: Some(source),
+                    source,
+                    stale: false,
                     units: Vec::new(),
                 });
                 let id = self.pages.len() as u32;
@@ -542,6 +632,10 @@ impl Jit {
                 id
             }
         };
+        let stale = self.pages.get(id as usize - 1).is_none_or(|p| p.stale);
+        if stale && !self.revive(cpu, id, linear) {
+            return Ok(None);
+        }
         cpu.mmu.window.code.set_page(linear, id);
         Ok(Some(id))
     }
@@ -554,7 +648,7 @@ impl Jit {
     /// Translates the unit at a linear address of a page. None: it can't be.
     fn translate(&mut self, cpu: &mut Cpu, id: u32, linear: u64) -> Option<u32> {
         let page = self.pages.get(id as usize - 1)?;
-        let version = page.source.as_ref()?.version;
+        let version = page.source.version;
         let physical = page.physical | linear & (PAGE - 1);
         let in_page = PAGE - (linear & (PAGE - 1));
         let bits = self.mode.bits();
@@ -586,7 +680,7 @@ impl Jit {
             let next = if bits == 64 { next } else { next & 0xffff_ffff };
             let id = self.second_page(cpu, next)?;
             let second_page = self.pages.get(id as usize - 1)?;
-            let (beyond, version) = (second_page.physical, second_page.source.as_ref()?.version);
+            let (beyond, version) = (second_page.physical, second_page.source.version);
             if cpu.code_source(beyond, 15 - in_page)?.version != version {
                 return None;
             }
@@ -621,7 +715,9 @@ impl Jit {
         self.stats.units += 1;
         self.stats.guest_instructions += guest.len() as u64;
         self.stats.host_bytes += out.code.len() as u64;
-        self.units.push(out.unit);
+        let bytes = self.bytes.len() as u32;
+        guest.iter().for_each(|g| self.bytes.extend_from_slice(g.insn.bytes()));
+        self.units.push(Unit { bytes, ..out.unit });
         self.sites.extend(out.sites);
         self.links.extend(out.links);
         self.recipes.extend(out.recipes);
@@ -749,6 +845,7 @@ impl Jit {
             };
             match std::mem::replace(&mut self.pending, Pending::None) {
                 Pending::Link(link) => self.connect(link, unit),
+                Pending::Redirect(dead) => self.redirect(dead, unit),
                 Pending::Target => {
                     if let Some(u) = self.units.get(unit as usize) {
                         let host = self.arena.exec(u.guarded as usize);
@@ -771,7 +868,13 @@ impl Jit {
                     }
                     self.pending = Pending::Target;
                 }
-                exit::COUNT => self.stats.slices += 1,
+                exit::COUNT => {
+                    self.stats.slices += 1;
+                    let number = self.context().argument as u32;
+                    if self.units.get(number as usize).is_some_and(|u| u.dead) {
+                        self.pending = Pending::Redirect(number);
+                    }
+                }
                 exit::FAULT => {
                     if let Some(fault) = self.fault.take() {
                         if cpu.state.icount != before {

@@ -123,6 +123,8 @@ pub(super) struct Translator<'a> {
     notes: Notes,
     /// The guest's x87 state is in the host's registers throughout the unit.
     x87_here: bool,
+    /// Where the way out for lack of budget gives the unit's number.
+    redirect: usize,
 }
 
 /// Numbers that the next unit starts from.
@@ -194,6 +196,7 @@ pub(super) fn translate<'a>(
         site_from: 0,
         notes: Notes::new(n.note),
         x87_here: false,
+        redirect: 0,
     };
     t.x87_here = guest.iter().any(|g| t.wants_x87(g));
     // Entered with the flags in the host's, then with the flags saved.
@@ -201,6 +204,7 @@ pub(super) fn translate<'a>(
     let entry_saved = t.a.pos();
     t.a.alu_imm(true, 5, r::LEFT, i32::from(t.count));
     let from = t.a.jcc(8);
+    let switch = n.offset + Asm::place(from) as u32 - 2;
     t.cold(from, ColdKind::Count { unit: n.unit, count: t.count });
     if let Some((next, id)) = n.second {
         let from = guard(&mut t.a, next, id);
@@ -256,6 +260,11 @@ pub(super) fn translate<'a>(
         saved: n.offset + entry_saved as u32,
         guarded: n.offset + entry_guarded as u32,
         second: n.second,
+        switch,
+        redirect: n.offset + t.redirect as u32,
+        dead: false,
+        bytes: 0,
+        len: guest.iter().map(|g| u16::from(g.insn.len)).sum(),
     };
     let Translator { a, sites, links, recipes, notes, .. } = t;
     Output { unit, code: a.buf, sites, links, recipes, notes: notes.list }
@@ -291,6 +300,9 @@ impl Translator<'_> {
                 }
                 ColdKind::Count { unit, count } => {
                     self.a.alu_imm(true, 0, r::LEFT, count.into());
+                    if self.redirect == 0 {
+                        self.redirect = self.a.pos();
+                    }
                     self.a.mov_imm(r::T0, unit.into());
                     self.a.jmp_abs(self.stubs.count);
                 }
