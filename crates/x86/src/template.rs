@@ -276,7 +276,9 @@ fn rule(insn: &Insn, bytes: &[u8], mode: Mode, s: Shape) -> Option<Rule> {
     let mut rule = Rule::None;
     for n in 0..i.op_count() {
         let this = match i.op_kind(n) {
-            OpKind::Immediate8 | OpKind::Immediate16 | OpKind::Immediate32 | OpKind::Immediate64 => Rule::Zero,
+            OpKind::Immediate8 | OpKind::Immediate16 | OpKind::Immediate32 | OpKind::Immediate64 => {
+                Rule::Zero
+            }
             OpKind::Immediate8to16
             | OpKind::Immediate8to32
             | OpKind::Immediate8to64

@@ -356,23 +356,44 @@ impl Lockstep {
         }
         let mut done = 0;
         let mut history = Vec::new();
-        while done < 600 {
-            let budget = if r.chance(30) { 1 + r.below(5) } else { 1 + r.below(200) };
-            history.push(budget);
-            let before = self.interp.0.state.icount;
-            let a = self.interp.0.run(budget);
-            let b = self.jit.0.run(budget);
-            done += self.interp.0.state.icount - before;
-            if let Some(difference) = self.compare(a, b) {
-                let text = self.describe(&difference, &code, &state, &history);
-                // Both start afresh.
-                if let Ok(new) = Lockstep::new(self.bits) {
-                    *self = new;
+        let mut code = code;
+        // Now and then the same code runs again after it was written anew, as it was or with another byte.
+        for round in 0..if r.chance(30) { 1 + r.below(5) } else { 1 } {
+            if round > 0 {
+                let edit = r.below(code.len() as u64) as usize;
+                if r.chance(60)
+                    && let Some(byte) = code.get_mut(edit)
+                {
+                    *byte = if r.chance(50) { *byte ^ 1 << r.below(8) } else { r.word() as u8 };
                 }
-                return Err(text);
+                let (from, to) = if r.chance(50) { (0, code.len()) } else { (edit, edit + 1) };
+                // A budget of 0 stands for it.
+                history.push(0);
+                for (cpu, ram) in [&mut self.interp, &mut self.jit] {
+                    let _ = ram.write(CODE + from as u64, code.get(from..to).unwrap_or(&[]));
+                    let icount = cpu.state.icount;
+                    cpu.state = CpuState { icount, ..state.clone() };
+                }
             }
-            if a != Exit::Budget {
-                break;
+            let limit = done + 600;
+            while done < limit {
+                let budget = if r.chance(30) { 1 + r.below(5) } else { 1 + r.below(200) };
+                history.push(budget);
+                let before = self.interp.0.state.icount;
+                let a = self.interp.0.run(budget);
+                let b = self.jit.0.run(budget);
+                done += self.interp.0.state.icount - before;
+                if let Some(difference) = self.compare(a, b) {
+                    let text = self.describe(&difference, &code, &state, &history);
+                    // Both start afresh.
+                    if let Ok(new) = Lockstep::new(self.bits) {
+                        *self = new;
+                    }
+                    return Err(text);
+                }
+                if a != Exit::Budget {
+                    break;
+                }
             }
         }
         Ok(done)

@@ -585,7 +585,9 @@ impl Jit {
 
     /// Makes a dead unit, which somebody still goes to, lead to the one that is in its place.
     fn redirect(&mut self, dead: u32, to: u32) {
-        let (Some(from), Some(unit)) = (self.units.get(dead as usize), self.units.get(to as usize)) else { return };
+        let (Some(from), Some(unit)) = (self.units.get(dead as usize), self.units.get(to as usize)) else {
+            return;
+        };
         if !from.dead || unit.dead || from.rip != unit.rip || from.page != unit.page {
             return;
         }
@@ -620,13 +622,7 @@ impl Jit {
                 };
                 let memory = (source.ram.code().identity(), source.offset / PAGE);
                 self.by_memory.entry(memory).or_default().push(self.pages.len() as u32 + 1);
-                self.pages.push(CodePage {
-                    linear: base,
-                    physical,
-                    source,
-                    stale: false,
-                    units: Vec::new(),
-                });
+                self.pages.push(CodePage { linear: base, physical, source, stale: false, units: Vec::new() });
                 let id = self.pages.len() as u32;
                 self.page_ids.insert(key, id);
                 id
@@ -833,7 +829,13 @@ impl Jit {
                 // Blocks are interpreted until one is hot; where there is no translation to be had for one that is, just that one.
                 let refused = mode.is_none() || std::mem::take(&mut self.refused);
                 cpu.heat_limit = (!refused).then_some(self.options.threshold);
-                let count = if mode.is_none() { 4096 } else if refused { self.cold_count(cpu, cache) } else { 4096 };
+                let count = if mode.is_none() {
+                    4096
+                } else if refused {
+                    self.cold_count(cpu, cache)
+                } else {
+                    4096
+                };
                 let until = end.min(now + count);
                 let exit = cpu.run_loop(cache, until);
                 cpu.heat_limit = None;
