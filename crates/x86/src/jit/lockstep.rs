@@ -357,16 +357,23 @@ impl Lockstep {
         let mut done = 0;
         let mut history = Vec::new();
         let mut code = code;
+        let mut length = code.len();
         // Now and then the same code runs again after it was written anew, as it was or with another byte.
         for round in 0..if r.chance(30) { 1 + r.below(5) } else { 1 } {
             if round > 0 {
-                let edit = r.below(code.len() as u64) as usize;
-                if r.chance(60)
-                    && let Some(byte) = code.get_mut(edit)
-                {
-                    *byte = if r.chance(50) { *byte ^ 1 << r.below(8) } else { r.word() as u8 };
+                let starts: Vec<usize> = Decoder::with_ip(self.bits, &code, 0, DecoderOptions::AMD)
+                    .iter()
+                    .map(|i| i.ip() as usize)
+                    .collect();
+                let edit = r.pick(&starts);
+                match r.below(4) {
+                    0 => code = self.code(&mut r),
+                    1 => code[edit] = 0xf4,
+                    _ => {}
                 }
-                let (from, to) = if r.chance(50) { (0, code.len()) } else { (edit, edit + 1) };
+                let whole = code.len() != length || r.chance(50);
+                let (from, to) = if whole { (0, code.len()) } else { (edit, edit + 1) };
+                length = code.len();
                 // A budget of 0 stands for it.
                 history.push(0);
                 for (cpu, ram) in [&mut self.interp, &mut self.jit] {
