@@ -525,8 +525,17 @@ impl Cpu {
             let page = self.translate(linear, Access::Read, view)?;
             return Ok(T::from_u64(self.physical_load(page.physical, T::SIZE)));
         }
+        let next = self.advance(linear, here);
+        if view == self.view {
+            let mut bytes = [0; 8];
+            let (low, high) = bytes.split_at_mut(here as usize & 7);
+            let high = high.get_mut(..(T::SIZE - here) as usize).unwrap_or_default();
+            if self.mmu.window.read.read_bytes(linear, low) && self.mmu.window.read.read_bytes(next, high) {
+                return Ok(T::from_u64(u64::from_le_bytes(bytes)));
+            }
+        }
         let first = self.translate(linear, Access::Read, view)?.physical;
-        let second = self.translate(self.advance(linear, here), Access::Read, view)?.physical;
+        let second = self.translate(next, Access::Read, view)?.physical;
         let low = self.physical_load(first, here);
         let high = self.physical_load(second, T::SIZE - here);
         Ok(T::from_u64(low | high << (8 * here)))
@@ -561,6 +570,17 @@ impl Cpu {
             debug::data_access(self, linear, T::SIZE, true);
         }
         let here = PAGE - (linear & (PAGE - 1));
+        if here < T::SIZE && view == self.view {
+            let next = self.advance(linear, here);
+            let bytes = v.u64().to_le_bytes();
+            let (low, high) = bytes.split_at(here as usize & 7);
+            let high = high.get(..(T::SIZE - here) as usize).unwrap_or_default();
+            let window = &self.mmu.window;
+            if window.write.maps(linear, here) && window.write.write_bytes(next, high) {
+                window.write.write_bytes(linear, low);
+                return Ok(());
+            }
+        }
         let first = self.translate(linear, Access::Write, view)?.physical;
         if here >= T::SIZE {
             self.physical_store(first, T::SIZE, v.u64());

@@ -192,7 +192,11 @@ impl Asm {
     }
     /// cmp byte [m], imm8.
     pub(super) fn cmp_mem_byte(&mut self, m: M, v: u8) {
-        self.rm_tail(false, &[0x80], 7, m, 1);
+        self.rm_byte(&[0x80], 7, m, v);
+    }
+    /// An instruction with a memory operand and a byte of immediate.
+    pub(super) fn rm_byte(&mut self, opcode: &[u8], reg: u8, m: M, v: u8) {
+        self.rm_tail(false, opcode, reg, m, 1);
         self.b(&[v]);
     }
     /// Loads a constant in the shortest way.

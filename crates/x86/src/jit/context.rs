@@ -48,7 +48,7 @@ pub(super) struct Context {
     pub argument: u64,
     /// A linear address that belongs to it.
     pub address: u64,
-    /// What an indirect call's return address was written over.
+    /// What an indirect call's return address was written over; scratch of string instructions.
     pub below: u64,
     /// Number of the last x87 instruction's note plus one; 0: the state has it.
     pub fpu_note: u64,

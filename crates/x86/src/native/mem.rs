@@ -191,10 +191,14 @@ pub(crate) trait Scalar: Copy {
     /// # Safety
     /// `p` points to SIZE bytes of guest RAM.
     unsafe fn cmpxchg(p: *mut u8, old: Self, new: Self) -> Self;
+    /// Stores the same value `count` times, upwards.
+    /// # Safety
+    /// `p` points to `count` * SIZE bytes of guest RAM; any alignment.
+    unsafe fn fill(p: *mut u8, v: Self, count: u64);
 }
 
 macro_rules! scalar {
-    ($t:ty, $atomic:ty, $size:literal, $reg:ident, $load:literal, $store:literal, $cas:literal, $a:tt) => {
+    ($t:ty, $atomic:ty, $size:literal, $reg:ident, $load:literal, $store:literal, $cas:literal, $fill:literal, $a:tt) => {
         impl Scalar for $t {
             const SIZE: u64 = $size;
             #[inline(always)]
@@ -226,6 +230,19 @@ macro_rules! scalar {
                 for (i, b) in v.to_le_bytes().into_iter().enumerate() {
                     // SAFETY: as above.
                     unsafe { std::ptr::write_volatile(p.add(i), b) };
+                }
+            }
+            #[inline(always)]
+            unsafe fn fill(p: *mut u8, v: $t, count: u64) {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the caller's promise; DF is clear in Rust code.
+                unsafe {
+                    std::arch::asm!($fill, inout("rcx") count => _, inout("rdi") p => _, in($a) v, options(nostack, preserves_flags));
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                for i in 0..count {
+                    // SAFETY: the caller's promise.
+                    unsafe { Self::store(p.add((i * $size) as usize), v) };
                 }
             }
             #[inline(always)]
@@ -268,6 +285,7 @@ scalar!(
     "mov {}, byte ptr [{}]",
     "mov byte ptr [{1}], {0}",
     "lock cmpxchg byte ptr [{0}], {n}",
+    "rep stosb",
     "al"
 );
 scalar!(
@@ -278,6 +296,7 @@ scalar!(
     "mov {:x}, word ptr [{}]",
     "mov word ptr [{1}], {0:x}",
     "lock cmpxchg word ptr [{0}], {n:x}",
+    "rep stosw",
     "ax"
 );
 scalar!(
@@ -288,6 +307,7 @@ scalar!(
     "mov {:e}, dword ptr [{}]",
     "mov dword ptr [{1}], {0:e}",
     "lock cmpxchg dword ptr [{0}], {n:e}",
+    "rep stosd",
     "eax"
 );
 scalar!(
@@ -298,6 +318,7 @@ scalar!(
     "mov {}, qword ptr [{}]",
     "mov qword ptr [{1}], {0}",
     "lock cmpxchg qword ptr [{0}], {n}",
+    "rep stosq",
     "rax"
 );
 
@@ -462,10 +483,8 @@ impl Table {
             return false;
         }
         let Some(p) = self.find(linear, count * T::SIZE) else { return false };
-        for i in 0..count {
-            // SAFETY: as above: all count * SIZE bytes are inside of the page.
-            unsafe { T::store(p.add((i * T::SIZE) as usize), v) };
-        }
+        // SAFETY: as above: all count * SIZE bytes are inside of the page.
+        unsafe { T::fill(p, v, count) };
         true
     }
 

@@ -91,8 +91,9 @@ impl Translator<'_> {
         }
     }
 
-    /// Looks the linear address in T1 up: T1 = host address. The flags were saved. `align`: 16, 32, 64 or 1.
-    pub(super) fn check(&mut self, g: &Guest, retry: usize, size: usize, align: usize, write: bool) {
+    /// Begins to look the linear address in T1 up: T0 = the entry's displacement, T1 = the offset in the page if it is less than a page's size.
+    /// Gives the table's displacement.
+    pub(super) fn look_up(&mut self, write: bool) -> i32 {
         if self.host.bmi2 {
             self.a.b(&[0xc4, 0x43, 0xfb, 0xf0, 0xd3, 0x08]); // rorx r10, r11, 8
         } else {
@@ -103,6 +104,12 @@ impl Translator<'_> {
         self.a.alu_imm(false, 4, r::T0, 0xfff0);
         let table = if write { WRITE_TABLE as i32 } else { 0 };
         self.a.rm(true, &[0x33], r::T1, M::Gs(Some(r::T0), table));
+        table
+    }
+
+    /// Looks the linear address in T1 up: T1 = host address. The flags were saved. `align`: 16, 32, 64 or 1.
+    pub(super) fn check(&mut self, g: &Guest, retry: usize, size: usize, align: usize, write: bool) {
+        let table = self.look_up(write);
         let from = if align > 1 {
             // test r11, imm32: page offset and alignment in one.
             self.a.rr(true, &[0xf7], 0, r::T1);

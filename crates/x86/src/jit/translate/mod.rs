@@ -18,6 +18,7 @@ mod flags;
 mod integer;
 mod memory;
 mod ordinary;
+mod string;
 mod x87;
 
 use super::asm::{Asm, Fixup, M, r};
@@ -530,6 +531,7 @@ impl Translator<'_> {
                 self.a.load(long, r::RBP, M::Base(r::T1, 0));
                 return Some(true);
             }
+            _ if self.string(g) => return Some(true),
             Mn::Div | Mn::Idiv => return self.divide(g).then_some(true),
             Mn::Mov if g.insn.ea == Ea::Moffs => return self.moffs(g).then_some(true),
             Mn::Mov if i.op_kind(0) == OpKind::Register && i.op_kind(1) == OpKind::Register => {

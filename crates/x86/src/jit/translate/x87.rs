@@ -5,6 +5,7 @@
 //! so nothing here can raise one; guests that unmask some have these units interpreted. What FNSTENV shows of the last
 //! instruction (SDM vol. 1 §8.1.8) is a *note*: its number is stored before anything that may leave generated code.
 
+use super::flags::flag_use;
 use super::{Guest, Translator};
 use crate::decode::Insn;
 use crate::jit::ModeKey;
@@ -136,7 +137,7 @@ impl Translator<'_> {
             _ => return None,
         }
         let [first, second] = opcode(&g.insn)?;
-        let flags = i.rflags_read() | i.rflags_modified() != 0;
+        let (reads, modified) = flag_use(i);
         let memory = i.op_count() > 0 && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         if memory {
             let write = i.op_kind(0) == OpKind::Memory && stores(i);
@@ -157,7 +158,7 @@ impl Translator<'_> {
             // Each time: when the instruction before was interpreted, only the state knows its segment.
             self.a.store_imm(false, ctx!(fpu_segment), g.insn.seg as i32);
         } else {
-            if flags {
+            if reads {
                 self.restore();
             }
             let from = self.a.pos();
@@ -166,7 +167,7 @@ impl Translator<'_> {
                 self.a.buf.truncate(from);
                 return None;
             }
-            if i.rflags_modified() != 0 {
+            if modified != 0 {
                 self.set_live();
             }
         }
