@@ -280,6 +280,7 @@ impl Cpu {
     /// Recomputes what is derived from control registers, EFER, segments and RFLAGS.VM/AC. To be called after any change of those.
     /// The privilege level is SS.DPL, as VMX has it: a null SS keeps the level in its DPL.
     pub(crate) fn mode_changed(&mut self) {
+        let was_flat = self.in_64bit && !self.alignment_checked;
         let s = &self.state;
         let protected = s.cr0 & cr0::PE != 0;
         let v86 = s.rflags & flag::VM != 0;
@@ -309,19 +310,32 @@ impl Cpu {
                 self.mmu.renew();
             }
         }
+        self.alignment_checked = s.rflags & flag::AC != 0 && self.cpl == 3 && s.cr0 & cr0::AM != 0;
+        self.access_changed();
+        if was_flat && self.in_64bit && !self.alignment_checked {
+            // Only these have bases here, and the rest is what it was.
+            for seg in [Seg::Fs, Seg::Gs] {
+                self.segc[seg as usize & 7].base = self.state.seg[seg as usize].base;
+            }
+            return;
+        }
+        for seg in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
+            self.seg_changed(seg);
+        }
+    }
+
+    /// Chooses the window for the privilege level, CR4.SMAP, RFLAGS.AC and the PCID. Enough after a change of AC at privilege level 0.
+    pub(crate) fn access_changed(&mut self) {
+        let s = &self.state;
         let ac = s.rflags & flag::AC != 0;
         self.view = match (self.cpl, s.cr4 & cr4::SMAP != 0 && !ac) {
             (3, _) => View::User,
             (_, true) => View::KernelSmap,
             (_, false) => View::Kernel,
         };
-        self.alignment_checked = ac && self.cpl == 3 && s.cr0 & cr0::AM != 0;
         self.mode_flags = s.rflags & MODE_FLAGS;
         let pcid = self.pcid();
         self.mmu.select(pcid, self.view);
-        for seg in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
-            self.seg_changed(seg);
-        }
     }
 
     /// The address space identifier in force: 0 without CR4.PCIDE.

@@ -148,6 +148,10 @@ impl Insn {
     pub fn is_mem(&self) -> bool {
         self.flags & insn_flag::MEM != 0
     }
+    /// Whether it raises #UD, perhaps because the model doesn't have it.
+    pub(crate) fn is_undefined(&self) -> bool {
+        std::ptr::fn_addr_eq(self.handler, undefined as Handler)
+    }
     /// iced's form of the instruction, as if it stood at `rip`: for cold paths.
     pub fn iced(&self, bits: u32, rip: u64) -> Instruction {
         Decoder::with_ip(bits, self.bytes(), rip, DecoderOptions::NONE).decode()

@@ -294,10 +294,12 @@ impl Mmu {
 
     /// Makes the window of a PCID and a view the one in force.
     pub(crate) fn select(&mut self, pcid: u16, view: View) {
-        if self.spaces[self.space % SPACES].pcid == Some(pcid) && self.view == view {
+        let same = self.spaces[self.space % SPACES].pcid == Some(pcid);
+        if same && self.view == view {
             return;
         }
         let space = match self.spaces.iter().position(|s| s.pcid == Some(pcid)) {
+            _ if same => self.space,
             Some(i) => i,
             None => self.take_space(pcid),
         };

@@ -30,6 +30,8 @@ pub(super) struct Context {
     pub jit: *mut super::Jit,
     /// The processor's state.
     pub state: *mut CpuState,
+    /// Its request word.
+    pub signals: *mut u32,
     /// Guest MXCSR while vectors are not live.
     pub mxcsr: u32,
     /// MXCSR of Rust code.
@@ -91,6 +93,7 @@ impl Default for Context {
             cpu: std::ptr::null_mut(),
             jit: std::ptr::null_mut(),
             state: std::ptr::null_mut(),
+            signals: std::ptr::null_mut(),
             mxcsr: 0x1f80,
             host_mxcsr: 0x1f80,
             vec_live: 0,

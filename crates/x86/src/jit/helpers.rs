@@ -1,8 +1,8 @@
 //! What generated code calls: TLB refills, and the interpreter for one instruction.
 
 use super::context::{Context, exit};
-use super::stubs::Helper;
-use super::{Jit, ModeKey, Site, from_context, to_context};
+use super::stubs::{self, Helper};
+use super::{Jit, ModeKey, Site, from_context, quick, to_context};
 use crate::cpu::Cpu;
 use crate::decode::{Insn, insn_flag};
 use crate::fault::Fault;
@@ -55,18 +55,20 @@ fn miss(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, site: u32, address: u64, 
     let Some(s) = jit.sites.get(site as usize) else { return leave(c, exit::DONE) };
     if cpu.refill(address, s.size.into(), write) {
         jit.stats.refills += 1;
+        // Units that need them look for the vector registers when they are entered.
+        c.vec_was &= u32::from(s.vectors);
         return jit.arena.exec(s.retry as usize);
     }
     jit.stats.slow_accesses += 1;
     execute(c, cpu, jit, site)
 }
 
-fn leave(c: &mut Context, reason: u64) -> u64 {
+pub(super) fn leave(c: &mut Context, reason: u64) -> u64 {
     c.exit = reason;
     0
 }
 
-fn decoded(jit: &mut Jit, cpu: &Cpu, number: u32, site: &Site) -> Insn {
+fn decoded(jit: &mut Jit, cpu: &mut Cpu, number: u32, site: &Site) -> Insn {
     let slot = number as usize & (jit.decoded.len() - 1);
     if let Some(Some((n, insn))) = jit.decoded.get(slot)
         && *n == number
@@ -99,6 +101,9 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     {
         *count += 1;
     }
+    if let Some(at) = quick::execute(c, cpu, jit, &site, &insn) {
+        return at;
+    }
     at_site(c, cpu, jit, &site);
     let mask = if jit.mode.bits() == 64 { u64::MAX } else { 0xffff_ffff };
     let next = site.rip.wrapping_add(u64::from(site.len)) & mask;
@@ -130,6 +135,7 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
         return go_on(c, cpu, jit);
     }
     to_context(cpu, c);
+    c.vec_was &= u32::from(site.vectors);
     let at = jit.arena.exec(site.next as usize);
     if site.flags_live {
         c.address = at;
@@ -187,18 +193,37 @@ fn faulted(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, fault: Fault) -> u64 {
 
 /// Goes on at the present instruction, when there is a unit for it; else leaves. All requests have been looked at.
 fn go_on(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit) -> u64 {
-    match jit.existing_unit(cpu) {
-        Some(unit) => {
-            c.left = jit.slice_end.wrapping_sub(cpu.state.icount) as i64;
-            let base = cpu.mmu.window.code.base();
-            if base != jit.base {
-                jit.base = base;
-                // SAFETY: generated code, which runs next, expects the window in force.
-                unsafe { super::gs::set(base) };
-            }
-            to_context(cpu, c);
-            jit.arena.exec(unit.saved as usize)
+    let Some(at) = way(c, cpu, jit) else { return leave(c, exit::DONE) };
+    to_context(cpu, c);
+    at
+}
+
+/// Where generated code goes on at the present instruction, with the window in force, if there is a unit. All but the registers in the context is
+/// ready for it then.
+pub(super) fn way(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit) -> Option<u64> {
+    let mode = ModeKey::of(cpu, jit.width)?;
+    jit.mode = mode;
+    let linear = cpu.state.rip;
+    let slot = stubs::target_slot(linear);
+    let code = &mut cpu.mmu.window.code;
+    let known = if code.mode == mode.0 { code.target(slot, linear) } else { None };
+    let at = match known {
+        Some(host) => host,
+        None => {
+            let unit = jit.existing_unit(cpu)?;
+            let host = jit.arena.exec(unit.guarded as usize);
+            cpu.mmu.window.code.set_target(slot, linear, host);
+            host
         }
-        None => leave(c, exit::DONE),
+    };
+    c.left = jit.slice_end.wrapping_sub(cpu.state.icount) as i64;
+    let base = cpu.mmu.window.code.base();
+    if base != jit.base {
+        jit.base = base;
+        // SAFETY: generated code, which runs next, expects the window in force.
+        unsafe { super::gs::set(base) };
     }
+    // Units that need the vector registers look for them when they are entered.
+    c.vec_was = 0;
+    Some(at)
 }

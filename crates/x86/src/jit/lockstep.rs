@@ -5,7 +5,7 @@
 //! or hold the code itself; faults are delivered to handlers that halt, so the frames on the stack are compared too.
 
 use super::{JitOptions, Tier};
-use crate::state::{Vector, flag};
+use crate::state::{Vector, cr4, efer, flag};
 use crate::{Cpu, CpuState, Exit, testing};
 use hyaline_ram::RamBlock;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
@@ -415,6 +415,27 @@ impl Lockstep {
                 1 if r.chance(30) => list.push(vec![0xe8, 0, 0, 0, 0]),
                 2 if r.chance(30) => list.push(vec![0xc3]),
                 3 if r.chance(30) => list.push(vec![0xe9, 0, 0, 0, 0]),
+                5 if self.bits == 64 && r.chance(30) => {
+                    let system: &[&[u8]] = &[
+                        &[0xfa],
+                        &[0xfb],
+                        &[0xfc],
+                        &[0x9c],
+                        &[0x0f, 0x01, 0xf8],
+                        &[0x0f, 0x01, 0xca],
+                        &[0x0f, 0x01, 0xcb],
+                        &[0x0f, 0x05],
+                        &[0x48, 0x0f, 0x07],
+                        &[0x8c, 0xd8],
+                        &[0x41, 0x8c, 0xd1],
+                        &[0x8c, 0x0c, 0x24],
+                        &[0x48, 0x0f, 0xc7, 0x4d, 0x00],
+                        &[0x0f, 0x31],
+                        // mov ecx, CODE, for SYSRET
+                        &[0xb9, 0x00, 0x10, 0x00, 0x00],
+                    ];
+                    list.push(r.pick(system).to_vec());
+                }
                 4 if r.chance(20) => list.push(vec![r.pick(&[0xe0, 0xe1, 0xe2, 0xe3]), 0]),
                 _ => {
                     for _ in 0..50 {
@@ -496,6 +517,14 @@ impl Lockstep {
                     _ => r.word(),
                 };
             }
+        }
+        if self.bits == 64 {
+            s.efer |= efer::SCE;
+            s.cr4 = s.cr4 & !cr4::SMAP | if r.chance(30) { cr4::SMAP } else { 0 };
+            s.msr.star = 0x0013_0008_0000_0000;
+            s.msr.lstar = if r.chance(90) { CODE + r.below(40) } else { WINDOW + 0x5000 };
+            s.msr.sfmask = r.word() & 0x4_7700 & !flag::TF;
+            s.msr.kernel_gs_base = window + 0x6000 + r.below(0x1000);
         }
         s.mxcsr = 0x1f80;
         s.x87 = x87(r);

@@ -14,6 +14,7 @@ mod helpers;
 #[doc(hidden)]
 pub mod lockstep;
 mod parts;
+mod quick;
 mod stubs;
 #[cfg(test)]
 mod tests;
@@ -188,6 +189,8 @@ impl ModeKey {
     const FS_FLAT: u32 = 16;
     const GS_FLAT: u32 = 32;
     const X87: u32 = 64;
+    /// Privilege level 0 of 64-bit mode.
+    const KERNEL: u32 = 128;
 
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
@@ -222,6 +225,9 @@ impl ModeKey {
         let seg = |seg: Seg| &s.seg[seg as usize];
         if cpu.in_64bit() {
             m |= ModeKey::LONG | ModeKey::FS_FLAT | ModeKey::GS_FLAT;
+            if cpu.cpl() == 0 {
+                m |= ModeKey::KERNEL;
+            }
         } else {
             let zero = |seg: &Segment| seg.base == 0;
             let data = |s: &Segment| zero(s) && flat(s, true);
@@ -316,6 +322,8 @@ struct Site {
     interpreted: bool,
     /// The unit has the guest's x87 state in the host's registers.
     x87: bool,
+    /// The unit has vector instructions.
+    vectors: bool,
     /// Nothing of the unit comes behind it.
     last: bool,
     /// Bytes accessed.
@@ -445,7 +453,7 @@ impl Jit {
             slice_end: 0,
             hits: hyaline_ram::code::hits(),
             base: 0,
-            decoded: vec![None; 1024],
+            decoded: vec![None; 2048],
             start,
             pending: Pending::None,
             scratch: Vec::new(),
@@ -992,6 +1000,7 @@ impl Jit {
         c.cpu = cpu;
         c.jit = jit;
         c.state = &raw mut cpu.state;
+        c.signals = cpu.signals.word().as_ptr();
         c.vec_live = 0;
         to_context(cpu, c);
         let enter = self.stubs.enter;
@@ -1049,11 +1058,10 @@ impl Jit {
         Err(Fault::gp(0))
     }
 
-    fn decode_site(&self, cpu: &Cpu, site: &Site) -> decode::Insn {
+    fn decode_site(&self, cpu: &mut Cpu, site: &Site) -> decode::Insn {
         let mode = Mode { bits: self.mode.bits(), amd: cpu.amd };
-        let bytes = site.bytes.get(..usize::from(site.len)).unwrap_or(&site.bytes);
         // The bytes were decoded before, with the same outcome.
-        decode::decode(bytes, mode, &cpu.model).unwrap_or_else(decode::Insn::undefined)
+        cpu.decode(&site.bytes, mode).unwrap_or_else(decode::Insn::undefined)
     }
 }
 

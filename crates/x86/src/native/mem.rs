@@ -151,6 +151,11 @@ impl CodeTable {
     pub(crate) fn set_target(&mut self, slot: usize, linear: u64, host: u64) {
         self.targets()[slot & (TARGETS - 1)] = [linear, host];
     }
+    /// The host address that belongs to a branch target.
+    pub(crate) fn target(&mut self, slot: usize, linear: u64) -> Option<u64> {
+        let [known, host] = self.targets()[slot & (TARGETS - 1)];
+        (known == linear && host != 0).then_some(host)
+    }
     /// Forgets all branch targets.
     pub(crate) fn clear_targets(&mut self) {
         self.targets().fill([0; 2]);

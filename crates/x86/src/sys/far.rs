@@ -296,6 +296,18 @@ fn load_flat(cpu: &mut Cpu, cs: u16, code: u16, ss: u16, level: u16) {
     cpu.mode_changed();
 }
 
+/// The segments that SYSCALL loads in long mode.
+pub(crate) fn enter_system(cpu: &mut Cpu) {
+    let cs = (cpu.state.msr.star >> 32) as u16 & 0xfffc;
+    load_flat(cpu, cs, CODE64, cs.wrapping_add(8), 0);
+}
+
+/// The segments that SYSRET to 64-bit mode loads.
+pub(crate) fn leave_system(cpu: &mut Cpu) {
+    let base = (cpu.state.msr.star >> 48) as u16;
+    load_flat(cpu, base.wrapping_add(16) | 3, CODE64, base.wrapping_add(8) | 3, USER);
+}
+
 /// SYSCALL (SDM vol. 2; APM vol. 3: outside 64-bit mode on AMD only).
 pub(crate) fn syscall(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let amd = cpu.model.is_amd();
@@ -314,7 +326,7 @@ pub(crate) fn syscall(cpu: &mut Cpu, insn: &Insn) -> Exec {
         if clear & flag::TF != 0 {
             super::debug::skip_step(cpu);
         }
-        load_flat(cpu, cs, CODE64, cs.wrapping_add(8), 0);
+        enter_system(cpu);
         jump(cpu, target);
     } else {
         cpu.state.gpr[gpr::RCX] = rip & 0xffff_ffff;
@@ -350,7 +362,7 @@ pub(crate) fn sysret(cpu: &mut Cpu, insn: &Insn) -> Exec {
         cpu.state.rflags |= flag::IF;
     }
     if wide {
-        load_flat(cpu, base.wrapping_add(16) | 3, CODE64, ss, USER);
+        leave_system(cpu);
     } else {
         load_flat(cpu, base | 3, CODE32, ss, USER);
     }

@@ -72,7 +72,7 @@ fn access_control(cpu: &mut Cpu, on: bool) -> Exec {
     } else {
         cpu.state.rflags &= !flag::AC
     }
-    cpu.mode_changed();
+    cpu.access_changed();
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod integer;
 mod memory;
 mod ordinary;
 mod string;
+mod system;
 mod x87;
 
 use super::asm::{Asm, Fixup, M, r};
@@ -211,7 +212,8 @@ pub(super) fn translate<'a>(
         let from = guard(&mut t.a, next, id);
         t.cold(from, ColdKind::Count { unit: n.unit, count: t.count });
     }
-    if guest.iter().any(|g| t.class(g).is_some()) {
+    let vectors = guest.iter().any(|g| t.class(g).is_some());
+    if vectors {
         stubs::test_vectors(&mut t.a);
         let from = t.a.jcc(4);
         let back = t.a.pos();
@@ -233,6 +235,7 @@ pub(super) fn translate<'a>(
             site.next = next;
             site.flags_live = live && !site.interpreted;
             site.last = !open;
+            site.vectors = vectors;
             // Offsets of retries were counted from the unit's start.
             site.retry += n.offset;
         }
@@ -395,6 +398,7 @@ impl Translator<'_> {
             recipe: self.flags.recipe,
             interpreted,
             x87: self.x87_here,
+            vectors: false,
             size: 0,
             last: false,
             len: g.insn.len,
@@ -415,6 +419,11 @@ impl Translator<'_> {
     /// Translates an instruction. False: the unit doesn't go on behind it.
     fn instruction(&mut self, g: &Guest) -> bool {
         let ends = g.ends_unit();
+        if g.insn.has(insn_flag::LOCK) {
+            // None of them.
+        } else if let Some(open) = self.system(g) {
+            return open;
+        }
         if undefined_here(g) {
             self.interpret(g);
             return !ends;
