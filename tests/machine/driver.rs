@@ -249,7 +249,10 @@ fn cache() -> Result<&'static Cache, String> {
 }
 
 /// Only one test at a time asks the cache, which may have to download.
-fn from_cache<T>(test: &str, get: impl FnOnce(&Cache) -> Result<T, hyaline_fetch::FetchError>) -> Option<T> {
+pub(crate) fn from_cache<T>(
+    test: &str,
+    get: impl FnOnce(&Cache) -> Result<T, hyaline_fetch::FetchError>,
+) -> Option<T> {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     match cache().and_then(|c| get(c).map_err(|e| e.to_string())) {

@@ -1,6 +1,7 @@
 //! Firmware, and what starts without an operating system.
 
-use crate::driver::{Run, Temp, file_of, kvm};
+use crate::driver::{Run, Temp, file_of, from_cache, initrd, kernel, kvm};
+use hyaline_fetch::Kernel;
 
 fn seabios(test: &str, accel: &str) {
     let Some(bios) = file_of(test, "seabios", "usr/share/seabios/bios-256k.bin") else { return };
@@ -53,6 +54,62 @@ fn memtest_tests_memory() {
     guest.wait_for("#0  [Address test, walking ones, no cache]");
     guest.wait_for("[Moving inversions, random pattern]");
     guest.wait_for("Errors: 0 ");
+    guest.send("\x01x");
+    assert_eq!(guest.end().code(), 0);
+}
+
+#[test]
+fn uefi_to_its_shell() {
+    let Some(bios) = file_of("uefi_to_its_shell", "ovmf", "usr/share/ovmf/OVMF.fd") else { return };
+    let mut guest = Run::start([
+        "-accel",
+        "jit",
+        "-bios",
+        bios.to_str().unwrap(),
+        "-nographic",
+        "-m",
+        "256",
+        "-no-reboot",
+    ]);
+    guest.wait_for("UEFI Interactive Shell v2");
+    // Any key stops the countdown.
+    guest.send("\r");
+    guest.wait_for("Shell> ");
+    guest.send("memmap\r");
+    guest.wait_for("Total Memory:");
+    guest.send("reset -s\r");
+    assert_eq!(guest.end().code(), 0);
+}
+
+#[test]
+fn xen_starts_linux() {
+    let test = "xen_starts_linux";
+    let dir = Temp::new();
+    let Some(xen) = from_cache(test, |c| c.xen(&|_| {})) else { return };
+    let Some(linux) = kernel(test, Kernel::Cloud) else { return };
+    let Some(initrd) =
+        initrd(test, &dir, "echo it is $(cat /sys/hypervisor/type) $((6 * 7)) > /dev/kmsg; poweroff -f")
+    else {
+        return;
+    };
+    // Debian's cloud kernel has no driver for the console that Xen gives; its log goes there early.
+    let modules = format!("{} earlyprintk=xen keep_bootcon,{}", linux.display(), initrd.display());
+    let mut guest = Run::start([
+        "-accel",
+        "jit",
+        "-kernel",
+        xen.to_str().unwrap(),
+        "-append",
+        "console=com1 com1=115200 dom0_mem=400M noreboot",
+        "-initrd",
+        &modules,
+        "-nographic",
+        "-m",
+        "1024",
+    ]);
+    guest.wait_for("about to get started");
+    guest.wait_for("it is xen 42");
+    guest.wait_for("Hardware Dom0 halted");
     guest.send("\x01x");
     assert_eq!(guest.end().code(), 0);
 }

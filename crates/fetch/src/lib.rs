@@ -126,30 +126,59 @@ impl Cache {
     /// # Errors
     /// See [`Cache::package`].
     pub fn kernel(&self, kind: Kernel, say: &dyn Fn(&str)) -> Result<PathBuf, FetchError> {
-        let marker = self.dir.join(format!("{}.name", kind.meta_package()));
-        if let Ok(name) = std::fs::read_to_string(&marker)
-            && self.dir.join(name.trim()).is_dir()
-        {
-            return self.vmlinuz(name.trim(), say);
-        }
-        let name = newest(kind)?;
-        let image = self.vmlinuz(&name, say)?;
-        let _ = std::fs::write(marker, &name);
-        Ok(image)
+        self.boot_file(kind.meta_package(), "vmlinuz", say)
     }
 
-    fn vmlinuz(&self, package: &str, say: &dyn Fn(&str)) -> Result<PathBuf, FetchError> {
-        let boot = self.package(package, say)?.join("boot");
+    /// The Xen hypervisor, as the ELF file that a multiboot loader starts.
+    ///
+    /// # Errors
+    /// See [`Cache::package`].
+    pub fn xen(&self, say: &dyn Fn(&str)) -> Result<PathBuf, FetchError> {
+        let packed = self.boot_file("xen-system-amd64", "xen-", say)?;
+        let file = packed.with_extension("elf");
+        if !file.is_file() {
+            let out = Command::new("gzip")
+                .arg("-dc")
+                .arg(&packed)
+                .stdin(Stdio::null())
+                .output()
+                .ok()
+                .filter(|out| out.status.success())
+                .ok_or_else(|| FetchError(format!("{} can't be unpacked with gzip", packed.display())))?;
+            // Another process must never see half of it.
+            let part = packed.with_extension(format!("{}", std::process::id()));
+            std::fs::write(&part, out.stdout)
+                .and_then(|()| std::fs::rename(&part, &file))
+                .map_err(|e| FetchError(format!("{}: {e}", file.display())))?;
+        }
+        Ok(file)
+    }
+
+    /// A file in the boot folder of the package that a meta package depends on: the one in the cache, else the newest that the package
+    /// lists know.
+    fn boot_file(&self, meta: &str, start: &str, say: &dyn Fn(&str)) -> Result<PathBuf, FetchError> {
+        let marker = self.dir.join(format!("{meta}.name"));
+        let known = std::fs::read_to_string(&marker).ok().map(|name| name.trim().to_string());
+        let package = match known.filter(|name| self.dir.join(name).is_dir()) {
+            Some(name) => name,
+            None => newest(meta)?,
+        };
+        let boot = self.package(&package, say)?.join("boot");
         let mut images: Vec<PathBuf> = std::fs::read_dir(&boot)
             .map_err(|e| FetchError(format!("{}: {e}", boot.display())))?
             .flatten()
             .map(|e| e.path())
-            .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz")))
+            .filter(|p| {
+                let name = p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                name.starts_with(start) && !name.ends_with(".elf") && !name.ends_with(".config")
+            })
             .collect();
         images.sort();
-        images
-            .pop()
-            .ok_or_else(|| FetchError(format!("the package `{package}` has no kernel in its boot folder")))
+        let image = images.pop().ok_or_else(|| {
+            FetchError(format!("the package `{package}` has no {start}… in its boot folder"))
+        })?;
+        let _ = std::fs::write(marker, &package);
+        Ok(image)
     }
 
     /// A statically linked busybox.
@@ -234,9 +263,8 @@ fn update() -> Result<(), FetchError> {
     run(Command::new("apt-get").args(["-q", "update"]), "apt-get update")
 }
 
-/// The kernel package that a meta package depends on.
-fn newest(kind: Kernel) -> Result<String, FetchError> {
-    let meta = kind.meta_package();
+/// The package that a meta package depends on first.
+fn newest(meta: &str) -> Result<String, FetchError> {
     let ask = || -> Option<String> {
         let out = Command::new("apt-cache").args(["depends", meta]).stdin(Stdio::null()).output().ok()?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -245,7 +273,7 @@ fn newest(kind: Kernel) -> Result<String, FetchError> {
     };
     if !has("apt-cache") {
         return fail(format!(
-            "the kernel of `{meta}` is not in the cache and there is no apt on this system; name a kernel with -kernel"
+            "what `{meta}` stands for is not in the cache and there is no apt on this system; name files of your own with -kernel"
         ));
     }
     if let Some(name) = ask() {

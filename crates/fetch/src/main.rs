@@ -15,11 +15,13 @@ Gets guests from Debian's packages into the cache and prints where they are; wit
   busybox       busybox-static
   seabios       seabios
   memtest       memtest86+
+  ovmf          ovmf, UEFI firmware
+  xen           xen-system-amd64, a hypervisor that multiboot loaders start
 
 What is there already is not fetched again. The cache is HYALINE_CACHE, else hyaline in XDG_CACHE_HOME or ~/.cache.
 ";
 
-const ALL: [&str; 5] = ["cloud-kernel", "full-kernel", "busybox", "seabios", "memtest"];
+const ALL: [&str; 7] = ["cloud-kernel", "full-kernel", "busybox", "seabios", "memtest", "ovmf", "xen"];
 
 fn main() -> ExitCode {
     let names: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
@@ -60,6 +62,8 @@ fn get(cache: &Cache, name: &str) -> Result<PathBuf, FetchError> {
         "full-kernel" => cache.kernel(Kernel::Full, &say),
         "busybox" => cache.busybox(&say),
         "seabios" => cache.file("seabios", "usr/share/seabios/bios-256k.bin", &say),
+        "ovmf" => cache.file("ovmf", "usr/share/ovmf/OVMF.fd", &say),
+        "xen" => cache.xen(&say),
         _ => cache.file("memtest86+", "boot/memtest86+x64.bin", &say),
     }
 }

@@ -107,6 +107,8 @@ pub struct Pc {
 /// End of RAM below 4 GiB when all of it fits, and where the hole starts when it does not.
 const LOW_MAX: u64 = 0xe000_0000;
 const LOW_SPLIT: u64 = 0xc000_0000;
+/// Where the extended BIOS data area begins; it takes the last KiB of conventional memory.
+const EBDA: u64 = 0x9_fc00;
 const FOUR_GIB: u64 = 1 << 32;
 
 /// Bank of the host bridge that does not move.
@@ -635,8 +637,8 @@ impl Pc {
     pub fn e820_direct(&self) -> Vec<E820> {
         let tables = self.tables_at();
         let mut map = vec![
-            E820 { start: 0, len: 0x9_fc00, kind: E820Kind::Ram },
-            E820 { start: 0x9_fc00, len: 0x400, kind: E820Kind::Reserved },
+            E820 { start: 0, len: EBDA, kind: E820Kind::Ram },
+            E820 { start: EBDA, len: 0xa_0000 - EBDA, kind: E820Kind::Reserved },
             E820 { start: 0xe_0000, len: 0x2_0000, kind: E820Kind::Reserved },
             E820 { start: 0x10_0000, len: tables - 0x10_0000, kind: E820Kind::Ram },
             E820 { start: tables, len: self.low_ram - tables, kind: E820Kind::Acpi },
@@ -657,7 +659,7 @@ impl Pc {
     pub const RSDP: u64 = 0xe_0000;
 
     /// Does what firmware would do, for a guest that is started without it: opens the shadow RAM, routes the PCI interrupts, places the
-    /// power-management registers, sets up keyboard controller and local APICs, and puts the ACPI tables into memory.
+    /// power-management registers, sets up keyboard controller and local APICs, and puts BIOS data area and ACPI tables into memory.
     pub fn firmware_work(&self) -> Result<(), BoardError> {
         let set = |device: u8, function: u8, register: u64, size: u8, value: u64| {
             let at = pci_config::address(0, device, function) + register;
@@ -690,12 +692,31 @@ impl Pc {
         }
         let at = self.tables_at();
         let (block, rsdp) = self.tables.at(at as u32);
-        for (address, data) in [(at, &block[..]), (Pc::RSDP, &rsdp[..])] {
+        let bda = self.bios_data();
+        for (address, data) in [(at, &block[..]), (Pc::RSDP, &rsdp[..]), (0x400, &bda[..]), (EBDA, &[1])] {
             self.memory.write(address, data, &Origin::LOADER).map_err(|e| {
                 BoardError(format!("the ACPI tables can't be placed: {e}; give more memory with -m"))
             })?;
         }
         Ok(())
+    }
+
+    /// The BIOS data area, as far as it tells of this machine (IBM PC/AT Technical Reference, "ROM BIOS data area"): serial ports, the extended
+    /// area's segment, equipment, conventional memory. Loaders and hypervisors look there for free memory below 640 KiB.
+    fn bios_data(&self) -> [u8; 0x15] {
+        let mut area = [0; 0x15];
+        let mut set = |at: usize, value: u16| area[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        let ports = self.serials.iter().zip(COM).filter(|(s, _)| s.is_some()).map(|(_, (base, _))| base);
+        let mut count = 0;
+        for base in ports {
+            set(2 * usize::from(count), base);
+            count += 1;
+        }
+        set(0x0e, (EBDA >> 4) as u16);
+        // Bit 1: x87; bits 4 and 5 zero: no display; bits 9 to 11: serial ports.
+        set(0x10, count << 9 | 2);
+        set(0x13, (EBDA >> 10) as u16);
+        area
     }
 
     /// Two devices on one port or address: an error that names both.

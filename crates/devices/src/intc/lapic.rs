@@ -904,19 +904,21 @@ impl Lapic {
     }
 }
 
-/// Bits that WRMSR may set in an x2APIC register; others are #GP (§10.12.1.3).
+/// Bits that WRMSR may set in an x2APIC register; others are reserved, and #GP (§10.12.1.3). Of the local vector table the delivery status
+/// and the remote IRR are not reserved but read-only: writing them does nothing.
 fn x2_mask(n: u32) -> u64 {
+    let pending = 1 << 12;
     match n {
         0x08 | 0x3f => 0xff,
         0x0b | 0x28 => 0,
         0x0f => SVR.write_mask(),
         0x30 => 0xffff_ffff_000c_cfff,
-        0x32 => LVT_TIMER.write_mask(),
-        0x33 => LVT_THERMAL.write_mask(),
-        0x34 => LVT_PMC.write_mask(),
-        0x35 => LVT_LINT0.write_mask() | u64::from(REMOTE_IRR),
-        0x36 => LVT_LINT1.write_mask() | u64::from(REMOTE_IRR),
-        0x37 => LVT_ERROR.write_mask(),
+        0x32 => LVT_TIMER.write_mask() | pending,
+        0x33 => LVT_THERMAL.write_mask() | pending,
+        0x34 => LVT_PMC.write_mask() | pending,
+        0x35 => LVT_LINT0.write_mask() | u64::from(REMOTE_IRR) | pending,
+        0x36 => LVT_LINT1.write_mask() | u64::from(REMOTE_IRR) | pending,
+        0x37 => LVT_ERROR.write_mask() | pending,
         0x38 => 0xffff_ffff,
         0x3e => 0xb,
         _ => 0,
@@ -1456,6 +1458,8 @@ mod tests {
         assert!(
             wr(0x08, 0x20) && !wr(0x08, 0x100) && !wr(0x0b, 1) && wr(0x0b, 0) && !wr(0x02, 1) && !wr(0x28, 5)
         );
+        // Read-only bits are no reserved ones.
+        assert!(wr(0x36, 0x1_5400) && !wr(0x36, 0x2_0400) && wr(0x37, 0x1_1000));
         assert!(wr(0x3f, 0x45) && wr(0x30, 0x7_0000_0000 | 0x4033));
         assert_eq!(ack(&mut b), Some(0x45));
         assert!(matches!(b.messages[0], ApicMessage::Deliver { destination: 7, .. }));
