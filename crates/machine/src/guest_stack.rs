@@ -1,8 +1,11 @@
 //! The guest's linear memory and its call stack, as far as they can be told from outside.
 
-use hyaline_space::{AddressSpace, Origin};
+use crate::orc::Orc;
+use hyaline_space::{AddressSpace, HostRange, Origin};
 use hyaline_watch::symbols::Symbols;
 use hyaline_x86::state::{CpuState, Seg, cr0, cr4, efer, gpr};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 /// The physical address of a linear one by the guest's own page tables (SDM vol. 3A §4.3 to §4.5), whatever the permissions and without
 /// any effect on them.
@@ -51,17 +54,62 @@ pub fn translate(s: &CpuState, memory: &AddressSpace, linear: u64) -> Option<u64
     None
 }
 
-/// 8 bytes of linear memory.
-fn load(s: &CpuState, memory: &AddressSpace, linear: u64, size: u8) -> Option<u64> {
-    let last = linear.checked_add(u64::from(size) - 1)?;
-    if linear >> 12 == last >> 12 {
-        let (value, outcome) = memory.load(translate(s, memory, linear)?, size, &Origin::DEBUGGER);
-        return outcome.is_ok().then_some(value);
+/// The guest's linear memory as one processor sees it, RAM and ROM only. Pages are looked up once.
+pub(crate) struct Linear<'a> {
+    state: &'a CpuState,
+    memory: &'a AddressSpace,
+    pages: RefCell<HashMap<u64, Option<HostRange>>>,
+}
+
+impl<'a> Linear<'a> {
+    pub(crate) fn new(state: &'a CpuState, memory: &'a AddressSpace) -> Linear<'a> {
+        Linear { state, memory, pages: RefCell::default() }
     }
-    (0..u64::from(size)).try_fold(0, |sum, i| {
-        let (byte, outcome) = memory.load(translate(s, memory, linear + i)?, 1, &Origin::DEBUGGER);
-        outcome.is_ok().then_some(sum | byte << (8 * i))
-    })
+
+    fn page(&self, page: u64) -> Option<HostRange> {
+        let find = || self.memory.lookup(translate(self.state, self.memory, page)?)?.host;
+        self.pages.borrow_mut().entry(page).or_insert_with(find).clone()
+    }
+
+    /// Up to 8 bytes, little endian.
+    pub(crate) fn load(&self, at: u64, size: u8) -> Option<u64> {
+        let mut bytes = [0; 8];
+        let (first, last) = (at & !0xfff, at.checked_add(u64::from(size) - 1)? & !0xfff);
+        if first == last {
+            let host = self.page(first)?;
+            host.block.read(host.offset + (at & 0xfff), bytes.get_mut(..usize::from(size))?).ok()?;
+        } else {
+            for (i, byte) in bytes.iter_mut().take(usize::from(size)).enumerate() {
+                *byte = self.load(at + i as u64, 1)? as u8;
+            }
+        }
+        Some(u64::from_le_bytes(bytes))
+    }
+}
+
+/// How a frame was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It is where the processor is.
+    Here,
+    /// By the kernel's own unwinding tables (ORC).
+    Orc,
+    /// By the chain of frame pointers.
+    FramePointer,
+    /// A word of the stack that looks like a return address; it may be left over from an earlier call.
+    Scan,
+}
+
+impl How {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            How::Here => "here",
+            How::Orc => "the kernel's unwinding tables",
+            How::FramePointer => "frame pointers",
+            How::Scan => "words of the stack that look like return addresses",
+        }
+    }
 }
 
 /// One frame.
@@ -71,38 +119,58 @@ pub struct Frame {
     pub rip: u64,
     /// `function+0x12`.
     pub name: String,
-    /// By the chain of frame pointers, or the first frame; else a word of the stack that looks like a return address.
-    pub sure: bool,
+    /// How it was found.
+    pub how: How,
+}
+
+impl Frame {
+    /// Is it more than a word that looks like a return address?
+    pub fn sure(&self) -> bool {
+        self.how != How::Scan
+    }
+    /// The name, with a `?` before it when it is not sure.
+    pub fn marked(&self) -> String {
+        if self.sure() { self.name.clone() } else { format!("? {}", self.name) }
+    }
 }
 
 /// Frames told at most.
-const FRAMES: usize = 24;
-/// Words of the stack looked at when there are no frame pointers.
+const FRAMES: usize = 48;
+/// Words of the stack looked at when there is nothing better.
 const WORDS: u64 = 512;
 
 /// Is there a call before a return address? (E8 rel32, or FF /2 with a register or memory operand; SDM vol. 2A, CALL.)
-fn follows_call(s: &CpuState, memory: &AddressSpace, at: u64) -> bool {
-    let byte = |back: u64| load(s, memory, at.wrapping_sub(back), 1).unwrap_or(0) as u8;
+pub(crate) fn follows_call(m: &Linear<'_>, at: u64) -> bool {
+    let byte = |back: u64| m.load(at.wrapping_sub(back), 1).unwrap_or(0) as u8;
     byte(5) == 0xe8 || (2..=7).any(|back| byte(back) == 0xff && byte(back - 1) >> 3 & 7 == 2)
 }
 
-/// The guest's stack in 64-bit mode: by frame pointers where the code keeps them; what a kernel without them leaves is every word of the
-/// stack that points behind a call, as Linux itself marks with `?`.
+/// The guest's stack in 64-bit mode: by the kernel's unwinding tables when it has them, else by frame pointers where the code keeps them; what a
+/// kernel without either leaves is every word of the stack that points behind a call, as Linux itself marks with `?`.
 pub fn stack(s: &CpuState, memory: &AddressSpace, symbols: &Symbols) -> Vec<Frame> {
     let mut frames = Vec::new();
     let Some(name) = symbols.at(s.rip) else { return frames };
     if s.efer & efer::LMA == 0 || !s.seg[Seg::Cs as usize].long() {
         return frames;
     }
-    frames.push(Frame { rip: s.rip, name, sure: true });
+    frames.push(Frame { rip: s.rip, name, how: How::Here });
+    let m = Linear::new(s, memory);
+    if let Some(orc) = Orc::find(&m, symbols) {
+        for rip in orc.unwind(&m, s, symbols).into_iter().take(FRAMES) {
+            frames.push(Frame { rip, name: symbols.at(rip).unwrap_or_default(), how: How::Orc });
+        }
+        if frames.len() > 1 {
+            return frames;
+        }
+    }
     let mut bp = s.gpr[gpr::RBP];
     let sp = s.gpr[gpr::RSP];
     while frames.len() < FRAMES && bp >= sp && bp - sp < 0x8000 && bp.is_multiple_of(8) {
-        let (Some(next), Some(rip)) = (load(s, memory, bp, 8), load(s, memory, bp.wrapping_add(8), 8)) else {
+        let (Some(next), Some(rip)) = (m.load(bp, 8), m.load(bp.wrapping_add(8), 8)) else {
             break;
         };
         let Some(name) = symbols.at(rip) else { break };
-        frames.push(Frame { rip, name, sure: true });
+        frames.push(Frame { rip, name, how: How::FramePointer });
         if next <= bp {
             break;
         }
@@ -113,14 +181,15 @@ pub fn stack(s: &CpuState, memory: &AddressSpace, symbols: &Symbols) -> Vec<Fram
     }
     frames.truncate(1);
     for i in 0..WORDS {
-        let Some(word) = load(s, memory, sp.wrapping_add(8 * i), 8) else { break };
+        let Some(word) = m.load(sp.wrapping_add(8 * i), 8) else { break };
         match symbols.lookup(word) {
-            Some((_, off)) if off > 0 && follows_call(s, memory, word) => {
-                frames.push(Frame { rip: word, name: symbols.at(word).unwrap_or_default(), sure: false });
+            Some((_, off)) if off > 0 && follows_call(&m, word) => {
+                let name = symbols.at(word).unwrap_or_default();
+                frames.push(Frame { rip: word, name, how: How::Scan });
             }
             _ => {}
         }
-        if frames.len() >= FRAMES {
+        if frames.len() >= FRAMES / 2 {
             break;
         }
     }
@@ -179,7 +248,7 @@ mod tests {
             ],
             "test",
         );
-        let told: Vec<_> = stack(&s, &m, &sym).into_iter().map(|f| (f.name, f.sure)).collect();
+        let told: Vec<_> = stack(&s, &m, &sym).into_iter().map(|f| (f.name.clone(), f.sure())).collect();
         assert_eq!(told, [("inner+0x10".to_string(), true), ("outer+0x5".to_string(), false)]);
         // With frame pointers.
         s.gpr[gpr::RBP] = 0xffff_ffff_8002_0100;
@@ -187,7 +256,7 @@ mod tests {
         put(0x2_0108, 0xffff_ffff_8001_0105);
         put(0x2_0200, 0);
         put(0x2_0208, 0xffff_ffff_8001_0205);
-        let told: Vec<_> = stack(&s, &m, &sym).into_iter().map(|f| (f.name, f.sure)).collect();
+        let told: Vec<_> = stack(&s, &m, &sym).into_iter().map(|f| (f.name.clone(), f.sure())).collect();
         let want = [("inner+0x10", true), ("outer+0x5", true), ("other+0x5", true)];
         assert_eq!(told, want.map(|(n, s)| (n.to_string(), s)));
     }

@@ -13,6 +13,7 @@ mod interp;
 mod kvm;
 pub mod load;
 mod machine;
+mod orc;
 pub mod pc;
 pub mod report;
 mod snapshot;

@@ -346,10 +346,11 @@ impl Reporter {
             if let Some(symbols) = self.guest.symbols() {
                 let frames = guest_stack::stack(state, &self.memory, &symbols);
                 let names: Vec<_> = frames.iter().map(|f| f.name.clone()).collect();
-                let sure: Vec<_> = frames.iter().map(|f| f.sure).collect();
+                let sure: Vec<_> = frames.iter().map(guest_stack::Frame::sure).collect();
+                let by = frames.last().map(|f| f.how.words());
                 put(
                     object!({"type": "guest-stack", "vcpu": n, "frames": names, "rips": frames.iter().map(|f| f.rip).collect::<Vec<_>>(),
-                    "sure": sure}),
+                    "sure": sure, "by": by}),
                 )?;
             }
         }
@@ -495,7 +496,7 @@ impl Reporter {
                         Some(symbols) => guest_stack::stack(s, &self.memory, &symbols)
                             .into_iter()
                             .take(4)
-                            .map(|f| if f.sure { f.name } else { format!("? {}", f.name) })
+                            .map(|f| f.marked())
                             .collect(),
                         None => Vec::new(),
                     };
