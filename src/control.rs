@@ -1,10 +1,11 @@
 //! The control socket: `-control unix:PATH`. One JSON object a line, both ways.
 //!
 //! A client writes `{"ask":"hello"}`, `{"ask":"stats"}` (counts by register, processor and guest function since the machine or, for
-//! functions, the connection started), `{"ask":"last","n":20}` (the last accesses), `{"ask":"report"}` (write a crash report) or
-//! `{"ask":"quit"}` (end the machine). Each gets one line back, `{"error":"…"}` for what is not understood. Nothing that a client does
-//! stops the guest; while one is connected, each access costs one more count.
+//! functions, the connection started), `{"ask":"last","n":20}` (the last accesses), `{"ask":"monitor","line":"reg com1.lsr"}` (a monitor
+//! command), `{"ask":"map"}`, `{"ask":"map","why":"io:0x3f8"}`, `{"ask":"report"}` (write a crash report) or `{"ask":"quit"}` (end the machine). Each gets one line back, `{"error":"…"}` for what is not understood. Nothing that a client does
+//! stops the guest for longer than an answer takes; while one is connected, each access costs one more count.
 
+use crate::desk::{self, Ask, Desk};
 use hyaline_machine::Machine;
 use hyaline_machine::chassis::{Core, Event};
 use hyaline_space::Actor;
@@ -46,6 +47,7 @@ struct Shared {
     guest: Arc<Guest>,
     name: String,
     accel: &'static str,
+    desk: Arc<Desk>,
     clients: AtomicUsize,
 }
 
@@ -62,7 +64,7 @@ impl Drop for Control {
 ///
 /// # Errors
 /// Another form of address, or a path that can't be listened on.
-pub(crate) fn listen(spec: &str, machine: &Machine) -> Result<Control, String> {
+pub(crate) fn listen(spec: &str, machine: &Machine, desk: &Arc<Desk>) -> Result<Control, String> {
     let path = spec
         .strip_prefix("unix:")
         .map(|p| p.split(',').next().unwrap_or(p))
@@ -82,6 +84,7 @@ pub(crate) fn listen(spec: &str, machine: &Machine) -> Result<Control, String> {
         guest: machine.guest.clone(),
         name: machine.config.name.clone().unwrap_or_default(),
         accel: machine.accel().as_str(),
+        desk: desk.clone(),
         clients: AtomicUsize::new(0),
     });
     let body = move || {
@@ -153,6 +156,14 @@ fn answer(shared: &Shared, functions: &Functions, ask: &Value) -> Value {
             };
             json!({"last": shared.recorder.last(n).iter().filter_map(one).collect::<Vec<_>>()})
         }
+        Some("monitor") => match ask["line"].as_str() {
+            Some(line) => shared.desk.ask(Ask::Monitor(line.to_string()), desk::PATIENCE),
+            None => json!({"error": "monitor wants a `line`"}),
+        },
+        Some("map") => {
+            let ask = ask["why"].as_str().map_or(Ask::Map, |place| Ask::MapWhy(place.to_string()));
+            shared.desk.ask(ask, desk::PATIENCE)
+        }
         Some("report") => {
             shared.core.event(Event::Report);
             json!({"ok": "a report is being written"})
@@ -162,7 +173,7 @@ fn answer(shared: &Shared, functions: &Functions, ask: &Value) -> Value {
             json!({"ok": "the machine ends"})
         }
         other => json!({
-            "error": format!("`{}` is not understood; ask for hello, stats, last, report or quit", other.unwrap_or("?"))
+            "error": format!("`{}` is not understood; ask for hello, stats, last, monitor, map, report or quit", other.unwrap_or("?"))
         }),
     }
 }
@@ -195,6 +206,7 @@ fn stats(shared: &Shared, functions: &Functions) -> Value {
         .collect();
     let now = shared.core.clock.now();
     let cpus = shared.core.cpus();
+    let at = shared.desk.ask(Ask::Processors, std::time::Duration::from_millis(300));
     let vcpus: Vec<Value> = shared
         .recorder
         .by_vcpu()
@@ -205,7 +217,8 @@ fn stats(shared: &Shared, functions: &Functions) -> Value {
             let last = shared.recorder.last_of(n, 1);
             let last = last.first();
             json!({
-                "vcpu": n, "accesses": accesses, "requests": port.signals.pending(),
+                "vcpu": n, "state": at["processors"][n]["state"], "at": at["processors"][n]["at"], "mode": at["processors"][n]["mode"],
+                "accesses": accesses, "requests": port.signals.pending(),
                 "last_access_ns_ago": last.map(|r| now.saturating_sub(r.time)), "last_rip": last.map(|r| r.rip),
                 "last_function": last.and_then(|r| symbols.as_ref()?.at(r.rip)),
             })

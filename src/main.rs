@@ -2,12 +2,15 @@
 
 mod absent;
 mod control;
+mod ctl;
 mod demo;
 mod demo_builtin;
+mod desk;
 mod map;
 mod options;
 mod profile;
 mod run;
+mod symbols;
 mod top;
 
 use hyaline_host::signals;
@@ -33,6 +36,14 @@ fn main() -> ExitCode {
         "top" => {
             args.next();
             top::command(args.collect())
+        }
+        "ctl" => {
+            args.next();
+            ctl::command(args.collect())
+        }
+        "symbols" => {
+            args.next();
+            symbols::command(args.collect())
         }
         "profile" => {
             args.next();

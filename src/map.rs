@@ -11,8 +11,8 @@ usage: hyaline map [--json] [machine options]      the tree of regions and the f
        hyaline map why PLACE [machine options]     why that address goes where it goes, and what it hides
 
 PLACE: io:0xc012, mem:0xfee00020 or config:0x800; with /2 for an access of 2 bytes, with ,w for a write.
-The machine is as firmware finds it; with -kernel as a kernel finds it that is started without firmware. Of a running machine the gdb
-stub's `monitor info mtree` and `monitor map why PLACE` show the same.
+The machine is as firmware finds it; with -kernel as a kernel finds it that is started without firmware. Of a running machine, `hyaline ctl
+SOCKET map` and `hyaline ctl SOCKET map why PLACE` tell the present state, and gdb's `monitor info mtree` and `monitor map why PLACE`.
 ";
 
 /// `hyaline map …`.

@@ -689,7 +689,9 @@ fn help() -> String {
          profile     run a machine and say where its exits go: profile [SECONDS] [--html FILE] -- OPTIONS\n  \
          top         watch a running machine: exits by register, processors, guest functions\n  \
          explain     say what happened in a backtrace of QEMU\n  \
-         map         what is at which address; `map why io:0xc012` says why\n",
+         map         what is at which address; `map why io:0xc012` says why\n  \
+         ctl         one command for a running machine: reg NAME, map why io:0x3f8, trace on SPEC, why-no-irq N\n  \
+         symbols     a kernel's own symbol table as a file for gdb\n",
     );
     for (title, options) in OPTIONS {
         s.push_str(&format!("\n{title}:\n"));

@@ -1,6 +1,7 @@
 //! Runs one machine until it ends, with its terminal, its log and its signals.
 
 use crate::complain;
+use crate::desk::{Clerk, Desk};
 use crate::options::Run;
 use hyaline_control::gdb::{self, Server};
 use hyaline_host::chardev::{Chardev, Command, Input, Spec};
@@ -159,7 +160,11 @@ fn go(ask: Run) -> i32 {
         machine.record_durations(true);
         profile
     });
-    let _control = match ask.control.as_deref().map(|spec| crate::control::listen(spec, &machine)) {
+    let (desk, mut clerk) = match Desk::new(&machine, profile.clone()) {
+        Ok(both) => both,
+        Err(e) => return complain(&format!("no thread for the profile could be started: {e}")),
+    };
+    let _control = match ask.control.as_deref().map(|spec| crate::control::listen(spec, &machine, &desk)) {
         Some(Err(e)) => return complain(&e),
         Some(Ok(control)) => Some(control),
         None => None,
@@ -198,17 +203,19 @@ fn go(ask: Run) -> i32 {
         Some(server) => {
             let paused = machine.config.paused;
             gdb::drive(&mut machine, &server, paused, &|text| eprintln!("hyaline: {text}\r"), |m, e| {
-                after(m, e, &log)
+                after(m, e, &log, &mut clerk)
             })
         }
         None if machine.config.paused => {
             complain(
                 &"-S: the machine is stopped, and nobody can start it without -s or -gdb; Ctrl-C ends the program",
             );
-            return wait_for_end(&machine);
+            return wait_for_end(&mut machine, &mut clerk);
         }
-        None => until_the_end(&mut machine, &log),
+        None => until_the_end(&mut machine, &log, &mut clerk),
     };
+    // Who still asks hears that nobody answers.
+    drop(clerk);
     machine.flush_traces();
     if let Some(profile) = profile {
         let summary = profile.summary(Some(&machine.guest));
@@ -249,35 +256,37 @@ fn say(text: &str) {
 }
 
 /// Waits for the event that ends a stopped machine.
-fn wait_for_end(machine: &Machine) -> i32 {
+fn wait_for_end(machine: &mut Machine, clerk: &mut Clerk) -> i32 {
     loop {
         match machine.core.take_event() {
             Some(Event::Exit(code)) => return code,
+            Some(Event::Report) => say(&machine.report(&Cause::Request)),
+            Some(Event::Stop) => clerk.serve(machine),
             _ => std::thread::sleep(std::time::Duration::from_millis(20)),
         }
     }
 }
 
 /// Runs until something ends it.
-fn until_the_end(machine: &mut Machine, log: &LogTo) -> i32 {
+fn until_the_end(machine: &mut Machine, log: &LogTo, clerk: &mut Clerk) -> i32 {
     loop {
         let event = match machine.run() {
             Ok(event) => event,
             Err(e) => return complain(&e),
         };
-        if let Some(code) = after(machine, event, log) {
+        if let Some(code) = after(machine, event, log, clerk) {
             return code;
         }
     }
 }
 
 /// Reports, resets, or gives the exit code.
-fn after(machine: &mut Machine, event: Event, log: &LogTo) -> Option<i32> {
+fn after(machine: &mut Machine, event: Event, log: &LogTo, clerk: &mut Clerk) -> Option<i32> {
     match event {
         Event::Exit(code) => return Some(code),
         Event::PowerOff if machine.config.no_shutdown => {
             complain(&"the guest powered off; -no-shutdown keeps the program: Ctrl-C ends it");
-            return Some(wait_for_end(machine));
+            return Some(wait_for_end(machine, clerk));
         }
         Event::PowerOff => return Some(0),
         Event::GuestPanicked => {
@@ -308,11 +317,15 @@ fn after(machine: &mut Machine, event: Event, log: &LogTo) -> Option<i32> {
             say(&machine.report(&Cause::Request));
             return None;
         }
-        Event::Stop | Event::Debug(_) => return None,
+        Event::Stop => {
+            clerk.serve(machine);
+            return None;
+        }
+        Event::Debug(_) => return None,
         Event::TripleFault(cpu) => {
             // The terminal stays as it is: after a reset the guest goes on.
-            let _ = writeln!(std::io::stderr().lock(), "{}", machine.triple_fault_report(cpu));
-            say(&machine.report(&Cause::TripleFault(cpu)));
+            let text = machine.report(&Cause::TripleFault(cpu));
+            drop(writeln!(std::io::stderr().lock(), "hyaline: {text}"));
             if machine.config.no_reboot {
                 return Some(0);
             }

@@ -1,5 +1,6 @@
 //! `hyaline top`: a running machine's exits, live, on its control socket.
 
+use crate::ctl::Client;
 use crate::{complain, print};
 use ratatui::crossterm::event::{self, Event, KeyCode};
 use ratatui::layout::{Constraint, Layout};
@@ -9,8 +10,6 @@ use ratatui::widgets::{Block, Paragraph, Row, Table};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const HELP: &str = "\
@@ -22,30 +21,6 @@ accesses. The machine was started with -control unix:SOCKET.
   --interval    seconds between two measurements (default 1)
 Keys: q ends.
 ";
-
-/// The machine's answers.
-struct Client {
-    reader: BufReader<UnixStream>,
-}
-
-impl Client {
-    fn connect(path: &str) -> Result<Client, String> {
-        let stream = UnixStream::connect(path)
-            .map_err(|e| format!("top: {path}: {e}; was the machine started with -control unix:{path}?"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(|e| format!("top: {e}"))?;
-        Ok(Client { reader: BufReader::new(stream) })
-    }
-    fn ask(&mut self, what: &str) -> Result<Value, String> {
-        let gone = |e: std::io::Error| format!("top: the machine does not answer any more: {e}");
-        writeln!(self.reader.get_mut(), "{}", json!({"ask": what})).map_err(gone)?;
-        let mut line = String::new();
-        self.reader.read_line(&mut line).map_err(gone)?;
-        if line.is_empty() {
-            return Err("top: the machine has ended".into());
-        }
-        serde_json::from_str(&line).map_err(|e| format!("top: the answer is no JSON: {e}"))
-    }
-}
 
 /// Rates between two measurements.
 #[derive(Debug, Default, PartialEq)]
@@ -120,8 +95,10 @@ fn view(before: &Value, now: &Value) -> View {
                 .map(str::to_string)
                 .or_else(|| c["last_rip"].as_u64().map(|r| format!("{r:#x}")))
                 .unwrap_or_else(|| "no access yet".into());
+            let state = c["state"].as_str().unwrap_or("does not answer");
+            let at = c["at"].as_str().map_or(String::new(), |a| format!(" at {a}"));
             format!(
-                "processor {i}: {rate:.0} exits/s; last at {place}, {:.3} s ago",
+                "processor {i}: {state}{at}; {rate:.0} exits/s, the last at {place}, {:.3} s ago",
                 number(c, "last_access_ns_ago") / 1e9
             )
         })
@@ -228,23 +205,23 @@ pub(crate) fn command(args: Vec<OsString>) -> i32 {
 }
 
 fn run(socket: &str, once: bool, interval: Duration) -> Result<(), String> {
-    let mut client = Client::connect(socket)?;
-    let hello = client.ask("hello")?;
+    let mut client = Client::connect("top", socket)?;
+    let hello = client.ask(&json!({"ask": "hello"}))?;
     let title = format!(
         "hyaline top, {} {}",
         hello["accelerator"].as_str().unwrap_or("?"),
         hello["name"].as_str().unwrap_or("")
     );
-    let mut before = client.ask("stats")?;
+    let mut before = client.ask(&json!({"ask": "stats"}))?;
     if once {
         std::thread::sleep(interval);
-        print(&view(&before, &client.ask("stats")?).text());
+        print(&view(&before, &client.ask(&json!({"ask": "stats"}))?).text());
         return Ok(());
     }
     let failed = |e: std::io::Error| format!("top: the terminal can't be used: {e}; --once prints text");
     let mut terminal = ratatui::try_init().map_err(failed)?;
     let result = loop {
-        let now = match client.ask("stats") {
+        let now = match client.ask(&json!({"ask": "stats"})) {
             Ok(now) => now,
             Err(e) => break Err(e),
         };
@@ -276,7 +253,7 @@ mod tests {
     fn stats(ns: u64, reads: u64, calls: u64) -> Value {
         json!({
             "time_ns": ns, "host_ns": ns, "accesses": reads, "lines_high": ["isa.irq4"],
-            "vcpus": [{"accesses": reads, "last_function": "io_serial_in+0x14", "last_access_ns_ago": 1_000_000}],
+            "vcpus": [{"accesses": reads, "state": "waits", "at": "native_safe_halt+0xb", "last_function": "io_serial_in+0x14", "last_access_ns_ago": 1_000_000}],
             "registers": [{"region": "serial0.ports", "register": "LSR", "space": "io", "reads": reads, "writes": 0, "took_ns": reads * 80}],
             "functions": [{"name": "io_serial_in", "count": calls}],
         })
@@ -288,6 +265,9 @@ mod tests {
         assert_eq!(v.registers, [("serial0.ports LSR".to_string(), 100.0, 0.0, 80.0)]);
         assert_eq!(v.functions, [("io_serial_in".to_string(), 10.0)]);
         assert!(v.text().contains("serial0.ports LSR") && v.text().contains("isa.irq4"));
+        assert!(v.text().contains(
+            "processor 0: waits at native_safe_halt+0xb; 100 exits/s, the last at io_serial_in+0x14"
+        ));
         assert_eq!(view(&json!(null), &json!("x")).registers, [], "answers of another kind do no harm");
     }
 

@@ -8,5 +8,6 @@ mod firmware;
 mod guests;
 mod linux;
 mod messages;
+mod seeing;
 mod state;
 mod terminal;

@@ -3,20 +3,20 @@
 use crate::driver::{Collected, Run, Temp, command};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 /// A terminal: our side of it, and a handle on the other.
-struct Terminal {
+pub(crate) struct Terminal {
     master: File,
     slave: File,
 }
 
 impl Terminal {
-    fn new() -> Terminal {
+    pub(crate) fn new() -> Terminal {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -33,7 +33,7 @@ impl Terminal {
     }
 
     /// Starts the program in a session of its own on this terminal.
-    fn start(&self, args: &[&str]) -> Run {
+    pub(crate) fn start(&self, args: &[&str]) -> Run {
         let mut c = Command::new("setsid");
         c.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_hyaline")]).args(args);
         c.current_dir(env!("CARGO_TARGET_TMPDIR"));
@@ -41,20 +41,26 @@ impl Terminal {
         Run::with(c)
     }
 
-    fn settings(&self) -> Termios {
+    /// Columns and rows.
+    pub(crate) fn size(&self, columns: u16, rows: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).unwrap();
+    }
+
+    pub(crate) fn settings(&self) -> Termios {
         tcgetattr(&self.slave).unwrap()
     }
 
-    fn output(&self) -> Arc<Collected> {
+    pub(crate) fn output(&self) -> Arc<Collected> {
         Collected::of(self.master.try_clone().unwrap())
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub(crate) fn type_in(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).unwrap();
     }
 }
 
-fn same(a: &Termios, b: &Termios) -> bool {
+pub(crate) fn same(a: &Termios, b: &Termios) -> bool {
     (a.input_modes, a.output_modes, a.control_modes, a.local_modes)
         == (b.input_modes, b.output_modes, b.control_modes, b.local_modes)
 }

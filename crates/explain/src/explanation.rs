@@ -10,7 +10,7 @@ use crate::facts::Facts;
 use crate::model::{Format, Frame, Report};
 use crate::mtree::Range;
 use crate::rules::{self, Kind, Sure};
-use crate::{names, teach};
+use crate::{names, own, teach};
 
 /// A statement of a rule.
 #[derive(Debug, Clone, Serialize)]
@@ -421,11 +421,10 @@ pub fn explain(report: &Report, mtree: &[Range]) -> Explanation {
         disagreements: report.disagreements.clone(),
         next,
         chain,
-        report: report.hyaline.as_ref().map(report_lines).unwrap_or_default(),
+        report: Vec::new(),
     };
-    if e.accesses.is_empty() && report.hyaline.as_ref().is_some_and(|h| h.access.is_some()) {
-        // The host's stack of our own reports shows no access, the report itself does.
-        e.who = "The guest's code that made the access above.".into();
+    if let Some(h) = &report.hyaline {
+        own::fill(&mut e, h);
     }
     if report.prose.iter().any(|p| p.contains("corrupt stack")) {
         // The debugger itself doubts the frames.
@@ -503,117 +502,10 @@ fn empty(report: &Report) -> Explanation {
         report: Vec::new(),
     };
     if let Some(h) = &report.hyaline {
-        e.verdict = if h.access.is_some() || !h.message.is_empty() { "explained" } else { "partly" };
         e.input.format = Some(Format::HyalineReport);
-        e.end.kind = "panic";
-        e.report = report_lines(h);
+        own::fill(&mut e, h);
     }
     e
-}
-
-fn report_lines(h: &crate::report::CrashReport) -> Vec<String> {
-    let mut out = Vec::new();
-    let program = if h.program.is_empty() {
-        String::new()
-    } else {
-        format!(" of Hyaline {}", h.program.trim_start_matches("hyaline "))
-    };
-    out.push(format!(
-        "Crash report{program}, format {}: {}.",
-        h.version,
-        if h.cause.is_empty() { "cause not stated" } else { &h.cause }
-    ));
-    if h.device.is_empty() && !h.message.is_empty() {
-        out.push(format!("What happened: {}.", h.message));
-        if h.cause == "triple-fault" {
-            out.push(
-                "A triple fault is an exception whose handler could not be reached, nor that of the double fault that followed: most often a \
-                 bad IDT, a stack or handler that is not mapped, or a jump into nothing."
-                    .into(),
-            );
-        }
-    } else if !h.device.is_empty() || !h.message.is_empty() {
-        let at = if h.location.is_empty() { String::new() } else { format!(" at {}", h.location) };
-        out.push(format!(
-            "Device '{}' stopped: {}{at}.",
-            h.device,
-            if h.message.is_empty() { "no message" } else { &h.message }
-        ));
-    }
-    let line = |a: &crate::report::ReportAccess| {
-        let mut s = format!(
-            "{} {}{}",
-            if a.dir.is_empty() { "access" } else { &a.dir },
-            a.size.map(|n| format!("{} ", bytes(n))).unwrap_or_default(),
-            a.addr
-                .map(|v| format!("at {} {}", if a.space == "pio" { "port" } else { "address" }, both(v)))
-                .unwrap_or_default()
-        );
-        if !a.device.is_empty() || a.offset.is_some() {
-            s.push_str(&format!(
-                " -> {}{}",
-                a.device,
-                a.offset.map(|o| format!("+{o:#x}")).unwrap_or_default()
-            ));
-        }
-        if !a.register.is_empty() {
-            s.push_str(&format!(" \"{}\"", a.register));
-        }
-        if let Some(v) = a.value {
-            s.push_str(&format!(" value {}", both(v)));
-        }
-        if !a.decoded.is_empty() {
-            s.push_str(&format!(" {}", a.decoded.join(" | ")));
-        }
-        if let (Some(w), Some(n)) = (a.width, a.size)
-            && n > w
-        {
-            s.push_str(&format!("  ! the register is {} wide, the access {}", bytes(w), bytes(n)));
-        }
-        s
-    };
-    if let Some(a) = &h.access {
-        let who = a.vcpu.map(|v| format!(" (vCPU {v})")).unwrap_or_default();
-        out.push(format!("Access in hand{who}: {}.", line(a)));
-    }
-    let n = h.recent.len();
-    if n > 0 {
-        out.push(format!("Last {} accesses of the device, oldest first:", n.min(16)));
-        for a in h.recent.iter().skip(n.saturating_sub(16)) {
-            out.push(format!("  {} {}", a.time, line(a)).replace("  ", " ").replacen(' ', "  ", 1));
-        }
-    }
-    out.extend(h.vcpus.iter().cloned());
-    if n == 0 && !h.last.is_empty() {
-        out.push(format!("The last {} accesses to devices, oldest first:", h.last.len()));
-        out.extend(h.last.iter().map(|a| format!("  {} {}", a.time, line(a))));
-    }
-    if !h.console.is_empty() {
-        out.push("The guest's console ended with:".into());
-        out.extend(h.console.iter().map(|l| format!("  | {l}")));
-    }
-    if h.cause == "triple-fault" {
-        out.push(
-            "Next: run it again with -d int to see each exception as it is delivered, or with -s -S and gdb."
-                .into(),
-        );
-    }
-    if !h.guest.is_empty() {
-        out.push(format!(
-            "The guest was in {}.",
-            h.guest.iter().take(6).map(String::as_str).collect::<Vec<_>>().join(" <- ")
-        ));
-    }
-    if !h.policy.is_empty() {
-        out.push(format!("Policy: {}.", h.policy));
-    }
-    for (k, n) in h.others.iter().take(20) {
-        out.push(format!("Also in the report: {n} x {k}."));
-    }
-    if h.broken > 0 {
-        out.push(format!("{} lines could not be read: the report is cut or damaged.", h.broken));
-    }
-    out
 }
 
 /// Does anything in the text belong to a VMM?

@@ -19,6 +19,7 @@ mod frame;
 pub mod model;
 pub mod mtree;
 pub mod names;
+mod own;
 mod prose;
 pub mod reader;
 pub mod replay;

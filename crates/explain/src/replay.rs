@@ -25,7 +25,7 @@ fn comment(text: &str) -> String {
 
 /// The path of a constructor as our own reports give it: anything else is not put into source.
 fn constructor(text: &str) -> Option<&str> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_:()[], ".contains(c);
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_:()[], &".contains(c);
     (text.starts_with("hyaline_devices::") && text.len() < 200 && text.chars().all(fits)).then_some(text)
 }
 

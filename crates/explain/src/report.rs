@@ -47,6 +47,26 @@ pub struct CrashReport {
     pub policy: String,
     /// Lines that are not JSON (the cut end of a report, for instance).
     pub broken: usize,
+    /// Guest time, as written.
+    pub time: String,
+    /// The machine, in a line.
+    pub machine: String,
+    /// Who executed the guest.
+    pub accelerator: String,
+    /// Where the guest's symbols are from.
+    pub symbols: String,
+    /// The device's chip.
+    pub chip: String,
+    /// The way of the access in hand, layer by layer.
+    pub path: Vec<String>,
+    /// The device's registers, one line each.
+    pub registers: Vec<String>,
+    /// Guest stacks, one line each: processor, functions, how they were found.
+    pub stacks: Vec<String>,
+    /// Devices in a call at that moment.
+    pub at_work: Vec<String>,
+    /// The program's threads, one line each.
+    pub threads: Vec<String>,
 }
 
 /// An access as a report gives it.
@@ -78,6 +98,8 @@ pub struct ReportAccess {
     pub time: String,
     /// Virtual CPU.
     pub vcpu: Option<u64>,
+    /// The guest's function that made it, or the instruction's address.
+    pub guest: String,
 }
 
 fn text(m: &Map<String, Value>, names: &[&str]) -> String {
@@ -119,8 +141,14 @@ fn access(m: &Map<String, Value>) -> ReportAccess {
         value: num(m, &["value", "val", "data"]),
         decoded: Vec::new(),
         time: text(m, &["time", "t", "at"]),
-        vcpu: num(m, &["vcpu", "cpu"]),
+        vcpu: num(m, &["vcpu", "cpu", "actor_id"]),
+        guest: text(m, &["guest"]),
     };
+    if a.guest.is_empty()
+        && let Some(rip) = num(m, &["rip"]).filter(|r| *r != 0)
+    {
+        a.guest = format!("{rip:#x}");
+    }
     if a.dir.is_empty()
         && let Some(Value::Bool(w)) = m.get("write").or_else(|| m.get("is_write"))
     {
@@ -137,6 +165,63 @@ fn access(m: &Map<String, Value>) -> ReportAccess {
         _ => {}
     }
     a
+}
+
+/// Strings of an array, each cut at 300 characters.
+fn strings(v: Option<&Value>, most: usize) -> Vec<String> {
+    let list = v.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    list.iter().take(most).filter_map(Value::as_str).map(|s| s.chars().take(300).collect()).collect()
+}
+
+/// The machine's description in a line.
+fn machine(m: &Map<String, Value>) -> String {
+    let mut out = vec![format!("board {}", text(m, &["board"]))];
+    let accelerator = text(m, &["accelerator"]);
+    if !accelerator.is_empty() {
+        out.push(format!("accelerator {accelerator}"));
+    }
+    let cpu = text(m, &["cpu"]);
+    let kind = if cpu.is_empty() { String::new() } else { format!(" ({cpu})") };
+    if let Some(n) = num(m, &["cpus"]) {
+        out.push(format!("{n} processor{}{kind}", if n == 1 { "" } else { "s" }));
+    }
+    if let Some(n) = num(m, &["memory_bytes"]) {
+        out.push(format!("{} MiB", n >> 20));
+    }
+    for (name, word) in
+        [("kernel", "kernel"), ("append", "command line"), ("bios", "firmware"), ("restore", "restored from")]
+    {
+        let value = text(m, &[name]);
+        if !value.is_empty() {
+            out.push(format!("{word} `{value}`"));
+        }
+    }
+    if let Some(Value::Array(devices)) = m.get("devices") {
+        let names: Vec<String> =
+            devices.iter().take(64).filter_map(Value::as_object).map(|d| text(d, &["name"])).collect();
+        out.push(format!("devices {}", names.join(" ")));
+    }
+    out.join(", ")
+}
+
+/// A device's registers, a line each.
+fn registers(m: &Map<String, Value>) -> Vec<String> {
+    let Some(Value::Array(list)) = m.get("registers") else {
+        let why = text(m, &["text"]);
+        return if why.is_empty() { Vec::new() } else { vec![why] };
+    };
+    let one = |r: &Map<String, Value>| {
+        let decoded = strings(r.get("decoded"), 16).join(" | ");
+        let decoded = if decoded.is_empty() { decoded } else { format!(" {decoded}") };
+        format!(
+            "{}+{:02x} {} = {}{decoded}",
+            text(r, &["bank"]),
+            num(r, &["offset"]).unwrap_or(0),
+            text(r, &["name"]),
+            text(r, &["hex", "value"])
+        )
+    };
+    list.iter().take(512).filter_map(Value::as_object).map(one).collect()
 }
 
 fn frames(v: &Value) -> Vec<Frame> {
@@ -209,6 +294,9 @@ impl Builder {
     fn take(&mut self, m: &Map<String, Value>) {
         let r = &mut self.report;
         let kind = text(m, &["type", "kind", "record"]);
+        if m.contains_key("hyaline_crash_report") {
+            r.time = text(m, &["time"]);
+        }
         for (slot, names) in [
             (&mut r.cause, &["cause", "reason", "event"][..]),
             (&mut r.message, &["message", "panic", "error"]),
@@ -244,12 +332,48 @@ impl Builder {
             if r.vcpus.len() < 256 {
                 r.vcpus.push(format!(
                     "Processor {} was at rip {} in {}, CR3 {}, IDT at {}, {} instructions executed.",
-                    r.vcpus.len(),
+                    num(m, &["vcpu"]).unwrap_or(r.vcpus.len() as u64),
                     get("rip"),
                     text(m, &["mode"]),
                     get("cr3"),
                     get("idt"),
                     num(m, &["instructions"]).unwrap_or(0)
+                ));
+            }
+        } else if kind == "machine" {
+            r.accelerator = text(m, &["accelerator"]);
+            r.machine = machine(m);
+        } else if kind == "symbols" {
+            r.symbols = text(m, &["text"]);
+        } else if kind == "chip" {
+            r.chip = text(m, &["title", "name"]);
+        } else if kind == "path" {
+            r.path = strings(m.get("lines"), 40);
+        } else if kind == "registers" {
+            r.registers = registers(m);
+        } else if kind == "at-work" && r.at_work.len() < 64 {
+            let by = m.get("in_hand").and_then(Value::as_object).map(access);
+            let what = by.map_or("the host's side, a timer or a line".to_string(), |a| {
+                let who = a.vcpu.map_or("somebody".to_string(), |v| format!("vCPU {v}"));
+                let value = a.value.map_or(String::new(), |v| format!(" = {v:#x}"));
+                format!(
+                    "{who}: {} of {}{value}",
+                    a.dir,
+                    if a.register.is_empty() { "no register" } else { &a.register }
+                )
+            });
+            r.at_work.push(format!("{}: in a call, by {what}", text(m, &["of", "name"])));
+        } else if kind == "thread" {
+            if r.threads.len() < 256 {
+                let field = |n: &str| text(m, &[n]);
+                let waits = Some(field("waits_in")).filter(|w| !w.is_empty() && w != "0");
+                r.threads.push(format!(
+                    "{} {}: {}, {} ms of processor time{}",
+                    field("tid"),
+                    field("name"),
+                    field("state"),
+                    num(m, &["cpu_ms"]).unwrap_or(0),
+                    waits.map_or(String::new(), |w| format!(", waits in {w}"))
                 ));
             }
         } else if kind == "console" {
@@ -285,6 +409,23 @@ impl Builder {
                     str::to_owned,
                 )
             }));
+        }
+        if kind == "guest-stack" && r.stacks.len() < 64 {
+            let names = strings(m.get("frames"), 200);
+            let sure =
+                |i: usize| m.get("sure").and_then(|v| v.get(i)).and_then(Value::as_bool).unwrap_or(true);
+            let marked: Vec<String> = names
+                .iter()
+                .enumerate()
+                .take(16)
+                .map(|(i, n)| if sure(i) { n.clone() } else { format!("? {n}") })
+                .collect();
+            if !marked.is_empty() {
+                let by = text(m, &["by"]);
+                let by = if by.is_empty() || by == "here" { String::new() } else { format!(" (by {by})") };
+                let of = num(m, &["vcpu"]).unwrap_or(0);
+                r.stacks.push(format!("Processor {of}: {}{by}", marked.join(" <- ")));
+            }
         }
         for n in ["frames", "stack", "backtrace"] {
             let Some(v) = m.get(n) else { continue };

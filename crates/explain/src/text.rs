@@ -111,8 +111,7 @@ fn ended(e: &Explanation) -> String {
             "how it ended is not told; the innermost function is{}",
             if f.is_empty() { " unnamed".into() } else { f.replace(" in", "") }
         ),
-        "panic" if e.report.is_empty() => format!("ended in a panic{f}"),
-        "panic" => "a device model of Hyaline panicked".into(),
+        "panic" => format!("ended in a panic{f}"),
         s => format!("ended by {s}{f}"),
     }
 }
@@ -324,13 +323,17 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
     }
     // Head.
     if !e.report.is_empty() {
+        // In brief: the head and what happened.
+        let sections = if detail == Detail::Brief { 2 } else { usize::MAX };
+        let mut seen = 0;
         for r in &e.report {
+            seen += usize::from(r.is_empty());
+            if seen >= sections {
+                break;
+            }
             let _ = writeln!(out, "{r}");
         }
-        if e.input.frames == 0 {
-            return out;
-        }
-        out.push('\n');
+        return out;
     }
     let d = &e.input.dated;
     let age = match (&d.stated, &d.min, &d.max) {
@@ -434,11 +437,7 @@ pub fn render(e: &Explanation, detail: Detail) -> String {
             &mut out,
             "  ",
             "  ",
-            &if e.report.iter().any(|l| l.starts_with("Access in hand")) {
-                "The guest's access is the one in hand that the report gives above.".to_string()
-            } else {
-                format!("No access of the guest to a device is on this stack: {}.", actor_words(e))
-            },
+            &format!("No access of the guest to a device is on this stack: {}.", actor_words(e)),
         );
     }
     for f in

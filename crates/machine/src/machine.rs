@@ -175,7 +175,9 @@ impl Machine {
         let clock = RecorderClock { core: core.clone(), durations: durations.clone() };
         let recorder = Recorder::new(usize::from(config.cpus), Box::new(clock));
         let guest = crate::watching::guest(&config.symbols, &pc)?;
-        let accel = if matches!(engine, Engine::Kvm(_)) { Accel::Kvm } else { Accel::Interp };
+        let software = config.accels.iter().find(|a| !matches!(a, Accel::Kvm)).cloned();
+        let accel =
+            if matches!(engine, Engine::Kvm(_)) { Accel::Kvm } else { software.unwrap_or(Accel::Interp) };
         let reporter = Arc::new(Reporter::new(&config, &pc, &recorder, &guest, &accel));
         crate::watching::inject(&config, &pc).map_err(MachineError::Trace)?;
         let mut machine = Machine {
@@ -440,7 +442,7 @@ impl Machine {
         (0..cpus).map(text).collect::<Vec<_>>().join("\n")
     }
 
-    /// What is to be said when a processor shuts down: why, where, and what led there.
+    /// What is to be said when a processor shuts down and no report is written: why, where, and what led there.
     pub fn triple_fault_report(&mut self, cpu: u8) -> String {
         let text = match self.cpu_state(usize::from(cpu)) {
             Ok(state) => crate::cpu_dump::text(cpu, &state),

@@ -130,6 +130,11 @@ fn seconds(ns: u64) -> String {
     format!("{}.{:06} s", ns / 1_000_000_000, ns / 1000 % 1_000_000)
 }
 
+/// Is the slot's device behind a region of this owner? The local APICs share a window.
+fn owns(slot: &Slot, owner: &str) -> bool {
+    slot.name() == owner || (owner == "lapic" && slot.chip().name == "lapic")
+}
+
 /// Both forms of a port or address.
 fn both(n: u64) -> String {
     format!("{n:#x} ({n})")
@@ -225,7 +230,7 @@ impl Reporter {
             Place::Config => &self.config_space,
             Place::Indexed => return None,
         };
-        space.flat_lines().into_iter().filter(|l| l.owner == slot.name()).find_map(|l| {
+        space.flat_lines().into_iter().filter(|l| owns(slot, &l.owner)).find_map(|l| {
             // A bank in several places has regions named `bank+offset`.
             let name = l.region.rsplit('/').next()?;
             let first = match name.strip_prefix(bank.name)? {
@@ -269,7 +274,7 @@ impl Reporter {
     fn recent(&self, slot: &Slot) -> Vec<(AccessRecord, Arc<Site>)> {
         let all = self.recorder.last(usize::MAX);
         let sited = all.into_iter().filter_map(|r| Some((r, self.recorder.site(r.site)?)));
-        let mut own: Vec<_> = sited.filter(|(_, s)| s.owner == slot.name()).collect();
+        let mut own: Vec<_> = sited.filter(|(r, s)| r.device(s) == slot.name()).collect();
         own.split_off(own.len().saturating_sub(RECENT))
     }
 
@@ -280,7 +285,7 @@ impl Reporter {
             o.insert("space".into(), space_word(&s.space, r.exit).into());
             o.insert("dir".into(), if r.is_write { "write" } else { "read" }.into());
             if kind == "recent" {
-                o.insert("device".into(), s.owner.clone().into());
+                o.insert("device".into(), r.device(s).into());
             }
             o.insert("guest".into(), self.symbol(r.rip).into());
             o.insert("time".into(), seconds(r.time).into());
@@ -372,6 +377,9 @@ impl Reporter {
                 put(object!({"type": "at-work", "of": slot.name(), "call": turn / 2, "in_hand": access}))?;
             }
         }
+        for thread in threads() {
+            put(thread)?;
+        }
         let name = |id: u16| self.slots.iter().find(|s| s.id() == id).map(|s| s.name().to_string());
         put(object!({"type": "timers", "now_ns": now, "armed": self.core.timers.armed().into_iter()
             .map(|(slot, timer, at)| object!({"of": name(slot), "timer": timer, "at_ns": at})).collect::<Vec<_>>()}))?;
@@ -422,7 +430,7 @@ impl Reporter {
         };
         let thread = match self.accelerator {
             Accelerator::Kvm => format!("vcpu{who}/kvm"),
-            Accelerator::Software => format!("vcpu{who}/interp"),
+            Accelerator::Software => format!("vcpu{who}/software CPU"),
         };
         let path = t.space.resolve(t.addr, a.size, a.is_write);
         let site = Site {
@@ -453,7 +461,11 @@ impl Reporter {
         };
         let text = Teller { accelerator: self.accelerator, thread: &thread }.tell(&path, &record, &site);
         // The last line says what came of it, which is not known here.
-        Some(text.lines().filter(|l| !l.trim_start().starts_with("outcome:")).map(str::to_string).collect())
+        let unknown = |l: &str| {
+            let l = l.trim_start_matches([' ', '└']);
+            l.starts_with("outcome:") || l.starts_with("value read:")
+        };
+        Some(text.lines().filter(|l| !unknown(l)).map(str::to_string).collect())
     }
 
     fn lines(&self, cause: &Cause, cpus: &[(u8, CpuState)], file: &Result<PathBuf, String>) -> String {
@@ -485,6 +497,11 @@ impl Reporter {
                 "  panicked: \"{}\"{place}  (code of the device, not of the machine)",
                 c.message
             ));
+        }
+        if let Cause::TripleFault(n) = cause
+            && let (Some((_, state)), Ok(_)) = (cpus.iter().find(|(c, _)| c == n), file)
+        {
+            out.push(crate::cpu_dump::text(*n, state).trim_end().to_string());
         }
         match cpus {
             [] => {
@@ -521,6 +538,15 @@ impl Reporter {
             if !last.is_empty() {
                 out.push(format!("  last {} accesses of {}: {}", last.len(), slot.name(), last.join("   ")));
             }
+        }
+        if matches!(cause, Cause::Hang(..)) {
+            let running: Vec<String> = threads()
+                .iter()
+                .filter(|t| t["state"].as_str().is_some_and(|s| s.starts_with(['R', 'D'])))
+                .map(|t| format!("{} ({})", t["name"].as_str().unwrap_or("?"), t["tid"]))
+                .collect();
+            let who = if running.is_empty() { "none".to_string() } else { running.join(", ") };
+            out.push(format!("  threads that compute or wait for the kernel: {who}; all are in the report"));
         }
         if let Cause::TripleFault(n) = cause {
             for r in self.recorder.last_of(usize::from(*n), 3) {
@@ -612,6 +638,36 @@ fn bank(slot: &Slot, site: &Site) -> Option<usize> {
     })
 }
 
+/// The program's threads as the host has them: who computes, who waits where.
+fn threads() -> Vec<Value> {
+    let Ok(folder) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    // Clock ticks of /proc are hundredths of a second on every Linux (proc(5), sysconf(_SC_CLK_TCK)).
+    const TICK_MS: u64 = 10;
+    let one = |dir: PathBuf| {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let stat = read("stat");
+        // The name, in parentheses, may hold blanks and parentheses itself.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.to_string();
+        let ticks: u64 = fields.skip(10).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        let words = match state.as_str() {
+            "R" => "runs",
+            "S" => "waits",
+            "D" => "waits for the host's kernel",
+            "T" | "t" => "is stopped",
+            _ => "ends",
+        };
+        let tid = dir.file_name()?.to_str()?.parse::<u64>().ok()?;
+        Some(
+            object!({"type": "thread", "tid": tid, "name": read("comm").trim(), "state": format!("{state} ({words})"),
+            "cpu_ms": ticks * TICK_MS, "waits_in": read("wchan").trim()}),
+        )
+    };
+    let mut all: Vec<Value> = folder.flatten().take(256).filter_map(|d| one(d.path())).collect();
+    all.sort_by_key(|t| t["tid"].as_u64());
+    all
+}
+
 /// All registers of a device by name, as an inspector sees them: without side effects.
 fn registers(slot: &Arc<Slot>) -> Value {
     let look = |d: &dyn hyaline_device::Device| {
@@ -669,6 +725,12 @@ fn replay(slot: &Slot) -> Option<&'static str> {
         "hpet" => "hyaline_devices::timer::hpet::Hpet::new(0x00f0_0000)",
         "i8042" => "hyaline_devices::input::i8042::I8042::new()",
         "cerr" => "hyaline_devices::intc::cerr::Cerr::new()",
+        "mc146818" => {
+            "hyaline_devices::timer::mc146818::Mc146818::new(&hyaline_devices::timer::mc146818::Contents::default())"
+        }
+        "lapic" => {
+            "hyaline_devices::intc::lapic::Lapic::new(hyaline_devices::intc::lapic::Config::new(0, 1000000000))"
+        }
         "port92" => "hyaline_devices::input::port92::Port92::new()",
         "i440fx" => "hyaline_devices::pci::i440fx::I440fx::new()",
         "piix3" => "hyaline_devices::pci::piix3::Piix3::new()",

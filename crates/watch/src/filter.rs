@@ -99,9 +99,9 @@ impl Test {
         match self {
             Test::Space(space) => s.space_label() == space,
             Test::Range(space, from, to) => s.space_label() == space && r.addr <= *to && last >= *from,
-            Test::Device(name) => glob(name, &s.owner),
+            Test::Device(name) => glob(name, &r.device(s)),
             Test::Register(device, register) => {
-                s.register.is_some_and(|x| glob(register, x.name)) && glob(device, &s.owner)
+                s.register.is_some_and(|x| glob(register, x.name)) && glob(device, &r.device(s))
             }
             Test::Exit(kind) => {
                 let name = r.exit.as_str();
@@ -576,6 +576,14 @@ mod tests {
         ] {
             assert!(!hit(no), "{no}");
         }
+    }
+
+    #[test]
+    fn each_processors_own_apic() {
+        let (mut s, r) = (site(), record());
+        s.owner = "lapic".into();
+        let hit = |text: &str| Spec::parse(text).unwrap().filters.iter().any(|f| f.matches(&r, &s, &|| None));
+        assert!(hit("dev:lapic1") && hit("dev:lapic*") && hit("dev!=lapic0") && !hit("dev:lapic0"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use hyaline_device::Register;
 use hyaline_space::{Actor, ExitKind, Outcome};
+use std::borrow::Cow;
 
 /// Where an access arrived: a region and a register of it. Made once for each pair, and shared by all its records.
 #[derive(Clone, Debug)]
@@ -153,6 +154,13 @@ fn outcome_bits(outcome: Outcome) -> u64 {
 }
 
 impl AccessRecord {
+    /// The device that answered: its region's owner. The local APICs share a window, behind which each processor finds its own.
+    pub fn device<'a>(&self, site: &'a Site) -> Cow<'a, str> {
+        match self.actor {
+            Actor::Vcpu(n) if site.owner == "lapic" => format!("lapic{n}").into(),
+            _ => site.owner.as_str().into(),
+        }
+    }
     /// The record as words. The first is the running number.
     pub(crate) fn pack(&self) -> [u64; WORDS] {
         let small = actor_bits(self.actor)

@@ -152,7 +152,7 @@ pub(crate) fn json_with(record: &AccessRecord, site: &Site, guest: Option<&str>)
     object!({
         "seq": r.seq, "time_ns": r.time, "took_ns": r.took, "actor": r.actor.as_str(), "actor_id": id, "exit": r.exit.as_str(), "rip": r.rip, "guest": guest,
         "space": site.space, "addr": r.addr, "size": crate::filter::length(r), "write": r.is_write, "value": r.value, "element": r.count,
-        "region": site.path, "owner": site.owner, "offset": r.offset, "register": site.register.map(|x| x.name),
+        "region": site.path, "owner": r.device(site), "offset": r.offset, "register": site.register.map(|x| x.name),
         "fields": site.register.map(|x| x.decode(r.value & x.full_mask()).words()), "calls": r.parts, "outcome": r.outcome.as_str(),
     })
 }

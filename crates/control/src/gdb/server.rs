@@ -395,8 +395,16 @@ pub fn drive(
             }
         }
         if halted {
-            if core.take_event().map(|e| keep(e, &mut later)).is_none() {
-                core.wait_event();
+            match core.take_event() {
+                // Questions to a machine that stands still.
+                Some(Event::Stop) => {
+                    if let Some(code) = on_event(guest.machine, Event::Stop) {
+                        close(&mut talk, &mut guest, Some(code));
+                        return code;
+                    }
+                }
+                Some(event) => keep(event, &mut later),
+                None => core.wait_event(),
             }
             if let Some(at) = later.iter().position(|e| matches!(e, Event::Exit(_) | Event::Report))
                 && let Some(event) = later.remove(at)
@@ -412,7 +420,13 @@ pub fn drive(
             Err(e) => Event::Failed(e.to_string()),
         };
         let (reason, cpu) = match &event {
-            Event::Stop => continue,
+            Event::Stop => {
+                if let Some(code) = on_event(guest.machine, Event::Stop) {
+                    close(&mut talk, &mut guest, Some(code));
+                    return code;
+                }
+                continue;
+            }
             Event::Debug(stop) => {
                 if let Why::Access(text) = &stop.why {
                     guest.monitor.stopped_by = Some(text.clone());
@@ -453,7 +467,7 @@ pub fn drive(
 
 /// While the machine stands still: events wait, except those that only woke us.
 fn keep(event: Event, later: &mut VecDeque<Event>) {
-    if !matches!(event, Event::Stop | Event::Debug(_)) {
+    if !matches!(event, Event::Debug(_)) {
         later.push_back(event);
     }
 }

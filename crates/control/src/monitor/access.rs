@@ -14,10 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Is a record's site this register of this device?
 fn is_at(record: &AccessRecord, site: &Site, device: &str, register: &Register) -> bool {
     // All local APICs are behind one window; who sees which is decided by who asks.
-    let owner = match device.strip_prefix("lapic").and_then(|n| n.parse::<u8>().ok()) {
-        Some(n) => site.owner == "lapic" && record.actor == Actor::Vcpu(n),
-        None => site.owner == device,
-    };
+    let owner = record.device(site) == device;
     owner && site.register.is_some_and(|r| r.name == register.name && r.offset == register.offset)
 }
 

@@ -37,6 +37,7 @@ phys write ADDRESS BYTE…        writes bytes there
 translate ADDRESS               the guest-physical address of a linear one
 trace on [SPEC]|off             one line for each access that fits SPEC (as for -trace): trace on reg:serial0.LCR,file=/tmp/t
 symbol NAME|ADDRESS             the guest kernel's symbol, by the table found in its memory
+symbols FILE                    writes that table as a file for gdb's `symbol-file FILE`
 quit                            ends the machine and the program
 ";
 
@@ -86,10 +87,18 @@ impl Monitor {
         self.stopped_by = None;
     }
 
-    /// Carries out one command and gives its answer.
+    /// Carries out one command and gives its answer, also when that says why it can't be done.
     pub fn command(&mut self, machine: &mut Machine, line: &str) -> String {
+        self.try_command(machine, line).unwrap_or_else(|e| e)
+    }
+
+    /// Carries out one command.
+    ///
+    /// # Errors
+    /// Why it can't be done, in words.
+    pub fn try_command(&mut self, machine: &mut Machine, line: &str) -> Result<String, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let result = match words.as_slice() {
+        match words.as_slice() {
             [] | ["help" | "?", ..] => Ok(HELP.to_string()),
             ["info", rest @ ..] => self.info(machine, rest),
             ["reg", name] => names::show(machine, name),
@@ -118,6 +127,7 @@ impl Monitor {
             ["trace", "on", spec] => trace(machine, spec),
             ["trace", ..] => Err("trace: write trace on SPEC (as for -trace, without blanks) or trace off".into()),
             ["symbol", what] => symbol(machine, what),
+            ["symbols", file] => symbols(machine, file),
             ["quit" | "q"] => {
                 self.quit = true;
                 Ok(String::new())
@@ -127,8 +137,7 @@ impl Monitor {
                 let near = nearest(other, known).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
                 Err(format!("unknown command `{other}`{near} (`monitor help` lists the commands)"))
             }
-        };
-        result.unwrap_or_else(|e| e)
+        }
     }
 
     fn info(&mut self, machine: &mut Machine, what: &[&str]) -> Result<String, String> {
@@ -316,12 +325,24 @@ fn trace(machine: &mut Machine, spec: &str) -> Result<String, String> {
     Ok(format!("tracing to {to}; `trace off` ends it\n"))
 }
 
-fn symbol(machine: &mut Machine, what: &str) -> Result<String, String> {
+fn table(machine: &mut Machine) -> Result<Arc<hyaline_watch::symbols::Symbols>, String> {
     let state = machine.cpu_state(0).map_err(|e| e.to_string())?;
-    let symbols = machine.guest.search(Some(state.rip), Some(state.msr.lstar)).ok_or(
+    let symbols = machine.guest.search(Some(state.rip), Some(state.msr.lstar));
+    symbols.ok_or_else(|| {
         "symbol: no table of symbols was found in the guest's memory; it is there once a Linux kernel has unpacked itself, or name a System.map or \
-         vmlinux with -symbols",
-    )?;
+         vmlinux with -symbols"
+            .to_string()
+    })
+}
+
+fn symbols(machine: &mut Machine, file: &str) -> Result<String, String> {
+    let symbols = table(machine)?;
+    std::fs::write(file, symbols.to_elf()).map_err(|e| format!("symbols: {file}: {e}"))?;
+    Ok(format!("{file}: {}; in gdb: symbol-file {file}\n", symbols.describe()))
+}
+
+fn symbol(machine: &mut Machine, what: &str) -> Result<String, String> {
+    let symbols = table(machine)?;
     let address = match symbols.address(what) {
         Some(a) => a,
         None => parse_number(what)

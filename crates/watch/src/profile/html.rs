@@ -60,6 +60,9 @@ impl Summary {
         let span = self.vcpus.iter().map(|b| b.width * b.columns.len() as u64).max().unwrap_or(1).max(1);
         let data = json!({
             "seconds": self.seconds, "count": self.count(), "took": self.took(), "symbols": self.symbols,
+            "shares": self.shares().map(|(guest, handlers, waits)| json!({"guest": guest, "handlers": handlers, "waits": waits})),
+            "shares_text": self.shares_text(), "stacks_text": self.stacks_text(), "guest": self.guest_flame().json("all time outside of handlers"),
+            "hottest": self.hottest().into_iter().take(200).collect::<Vec<_>>(), "looks": self.moments.runs,
             "findings": self.findings(), "flame": self.flame().json("all exits"), "rows": rows,
             "vcpus": self.vcpus.iter().map(bins).collect::<Vec<_>>(), "span": span, "bins": super::BINS, "accesses": accesses,
         });

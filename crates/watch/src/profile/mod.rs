@@ -146,9 +146,44 @@ struct Shard {
     slowest: Vec<(AccessRecord, Arc<Site>)>,
 }
 
+/// What a processor was at, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It waited for an interrupt (HLT, MWAIT) or to be started.
+    Waits,
+    /// It executed the guest's code.
+    Runs {
+        /// Where: functions, innermost first. What can't be named is said in parentheses.
+        stack: Vec<String>,
+        /// How the callers were found, in words; None: they were not.
+        by: Option<&'static str>,
+    },
+}
+
+/// Moments that were looked at.
+#[derive(Clone, Debug, Default)]
+struct Moments {
+    waits: u64,
+    runs: u64,
+    /// Stacks, outermost function first, with how often they were seen.
+    stacks: BTreeMap<Vec<String>, u64>,
+    /// How callers were found, how often.
+    by: BTreeMap<&'static str, u64>,
+}
+
+/// Stacks that are kept apart.
+const STACKS: usize = 20_000;
+
+impl Moments {
+    fn all(&self) -> u64 {
+        self.waits + self.runs
+    }
+}
+
 /// Collects; attach it to a recorder.
 pub struct Profile {
     shards: Vec<Mutex<Shard>>,
+    moments: Mutex<Moments>,
     started: Instant,
 }
 
@@ -167,7 +202,27 @@ impl Profile {
     /// For `vcpus` processors; everybody else shares one more place.
     pub fn new(vcpus: usize) -> Arc<Profile> {
         let shards = (0..=vcpus).map(|_| Mutex::default()).collect();
-        Arc::new(Profile { shards, started: Instant::now() })
+        Arc::new(Profile { shards, moments: Mutex::default(), started: Instant::now() })
+    }
+
+    /// Takes what one processor is at. To be asked for all processors at regular moments, while no handler is at work.
+    pub fn moment(&self, moment: Moment) {
+        let mut m = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        match moment {
+            Moment::Waits => m.waits += 1,
+            Moment::Runs { mut stack, by } => {
+                m.runs += 1;
+                stack.reverse();
+                if by.is_none() && stack.len() == 1 {
+                    stack.insert(0, "(callers not known)".into());
+                }
+                *m.by.entry(by.unwrap_or("not found")).or_default() += 1;
+                if m.stacks.len() >= STACKS && !m.stacks.contains_key(&stack) {
+                    stack = vec!["(other)".into()];
+                }
+                *m.stacks.entry(stack).or_default() += 1;
+            }
+        }
     }
 
     /// What was collected so far, with names.
@@ -254,6 +309,7 @@ impl Profile {
             rows,
             vcpus,
             accesses,
+            moments: self.moments.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             symbols: symbols.map(|s| s.describe()),
         }
     }
@@ -338,6 +394,7 @@ pub struct Summary {
     rows: Vec<Row>,
     vcpus: Vec<Bins>,
     accesses: Vec<Kept>,
+    moments: Moments,
     symbols: Option<String>,
 }
 

@@ -71,6 +71,83 @@ impl Summary {
         self.exits().map(|r| r.stat.took).sum()
     }
 
+    /// Of the processors' time, in percent: in guest code, in handlers, waiting. None: nobody looked.
+    pub fn shares(&self) -> Option<(f64, f64, f64)> {
+        let all = self.moments.all();
+        if all == 0 {
+            return None;
+        }
+        let processors = self.vcpus.len().saturating_sub(1).max(1) as f64;
+        let handlers = percent(self.took(), (self.seconds * processors * 1e9) as u64).min(100.0);
+        let rest = 100.0 - handlers;
+        let waits = rest * self.moments.waits as f64 / all as f64;
+        Some((rest - waits, handlers, waits))
+    }
+
+    /// Shares in a sentence, with how sure they are.
+    pub(super) fn shares_text(&self) -> Option<String> {
+        let (guest, handlers, waits) = self.shares()?;
+        let n = self.moments.all() as f64;
+        let part = self.moments.waits as f64 / n;
+        // Two standard deviations of a share of n independent looks.
+        let give_or_take = 200.0 * (part * (1.0 - part) / n).sqrt();
+        Some(format!(
+            "guest code {guest:.1} %, handlers {handlers:.1} % (measured), waiting {waits:.1} % of the processors' time (from {n} looks, give or take {:.1})",
+            give_or_take.max(0.1)
+        ))
+    }
+
+    /// How the callers in guest stacks were found, in a sentence.
+    pub(super) fn stacks_text(&self) -> Option<String> {
+        if self.moments.runs == 0 {
+            return None;
+        }
+        let runs = self.moments.runs;
+        let by: Vec<String> =
+            self.moments.by.iter().map(|(n, c)| format!("{n} {:.0} %", percent(*c, runs))).collect();
+        Some(format!("callers found by: {}", by.join(", ")))
+    }
+
+    /// Guest functions by how often they were seen at work: name, own, with what they call.
+    pub(super) fn hottest(&self) -> Vec<(String, u64, u64)> {
+        let mut all: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for (stack, n) in &self.moments.stacks {
+            if let Some(own) = stack.last() {
+                all.entry(own).or_default().0 += n;
+            }
+            let mut once: Vec<&str> = stack.iter().map(String::as_str).collect();
+            once.sort_unstable();
+            once.dedup();
+            for name in once {
+                all.entry(name).or_default().1 += n;
+            }
+        }
+        let mut all: Vec<_> = all.into_iter().map(|(n, (own, with))| (n.to_string(), own, with)).collect();
+        all.sort_by(|a, b| (b.1, b.2, &a.0).cmp(&(a.1, a.2, &b.0)));
+        all
+    }
+
+    /// Nanoseconds of processor time that one look stands for.
+    fn look_ns(&self) -> u64 {
+        let processors = self.vcpus.len().saturating_sub(1).max(1) as f64;
+        let rest = (self.seconds * processors * 1e9) - self.took() as f64;
+        (rest.max(0.0) / self.moments.all().max(1) as f64) as u64
+    }
+
+    /// The guest's own time as a flame graph: functions by who called them, and waiting.
+    pub(super) fn guest_flame(&self) -> Flame {
+        let mut root = Flame::default();
+        let each = self.look_ns();
+        for (stack, n) in &self.moments.stacks {
+            let path: Vec<&str> = stack.iter().map(String::as_str).collect();
+            root.add(&path, *n, n * each);
+        }
+        if self.moments.waits > 0 {
+            root.add(&["(waiting)"], self.moments.waits, self.moments.waits * each);
+        }
+        root
+    }
+
     /// What is worth looking at, in sentences.
     pub fn findings(&self) -> Vec<String> {
         let (count, took) = (self.count(), self.took());
@@ -165,6 +242,9 @@ impl Summary {
             count as f64 / self.seconds,
             percent(took, (self.seconds * 1e9) as u64)
         );
+        if let Some(s) = self.shares_text() {
+            let _ = writeln!(t, "{s}");
+        }
         if let Some(s) = &self.symbols {
             let _ = writeln!(t, "guest symbols: {s}");
         }
@@ -196,6 +276,13 @@ impl Summary {
         if more > 0 {
             let _ = writeln!(t, "{:>9} more registers", more);
         }
+        if let Some(how) = self.stacks_text() {
+            let _ = writeln!(t, "\n{:>7} {:>7}  guest code ({how})", "own%", "with%");
+            for (name, own, with) in self.hottest().iter().filter(|h| h.1 > 0).take(ROWS / 2) {
+                let all = self.moments.runs;
+                let _ = writeln!(t, "{:>7.1} {:>7.1}  {name}", percent(*own, all), percent(*with, all));
+            }
+        }
         t.push_str("\nFINDINGS\n");
         for f in self.findings() {
             let _ = writeln!(t, "  * {f}");
@@ -215,7 +302,8 @@ impl Summary {
         root
     }
 
-    /// Folded stacks, `function;exit;device;register nanoseconds`, for other tools.
+    /// Folded stacks for other tools: `function;exit;device;register nanoseconds`, and the guest's own time as `[guest];outer;inner nanoseconds`
+    /// and `[waiting] nanoseconds`.
     pub fn folded(&self) -> String {
         let mut lines: Vec<String> = Vec::new();
         for row in self.exits() {
@@ -232,6 +320,14 @@ impl Summary {
                     (*took).max(1)
                 ));
             }
+        }
+        let each = self.look_ns();
+        for (stack, n) in &self.moments.stacks {
+            let path: Vec<String> = stack.iter().map(|f| f.replace([';', ' '], "_")).collect();
+            lines.push(format!("[guest];{} {}", path.join(";"), (n * each).max(1)));
+        }
+        if self.moments.waits > 0 {
+            lines.push(format!("[waiting] {}", (self.moments.waits * each).max(1)));
         }
         lines.sort();
         lines.join("\n") + "\n"

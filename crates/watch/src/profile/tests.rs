@@ -47,6 +47,17 @@ fn sample() -> Summary {
         }
     }
     p.record(&record(9000, 200_000_000, 0x10_0010, 20_000_000, true, Outcome::Ok), &thr);
+    let runs = |stack: &[&str], by| Moment::Runs { stack: stack.iter().map(|s| s.to_string()).collect(), by };
+    for _ in 0..30 {
+        p.moment(Moment::Waits);
+        p.moment(runs(
+            &["io_serial_in", "serial8250_console_putchar", "start_kernel"],
+            Some("frame pointers"),
+        ));
+    }
+    for _ in 0..60 {
+        p.moment(runs(&["memcpy"], None));
+    }
     p.summary(None)
 }
 
@@ -69,6 +80,34 @@ fn figures_and_findings() {
     }
     let lsr = s.rows.iter().find(|r| r.name() == "serial0.LSR").unwrap();
     assert_eq!((lsr.stat.histogram.quantile(0.5), lsr.stat.max), (192, 200));
+}
+
+#[test]
+fn the_guests_own_time() {
+    let mut s = sample();
+    s.seconds = 1.0;
+    let (guest, handlers, waits) = s.shares().unwrap();
+    assert!((handlers - 2.09).abs() < 0.1 && (guest + handlers + waits - 100.0).abs() < 0.01, "{handlers}");
+    assert!((waits * 3.0 - guest).abs() < 0.01, "a quarter of 120 looks found it waiting: {waits} {guest}");
+    let text = s.text();
+    for want in [
+        "from 120 looks, give or take 7.9",
+        "callers found by: frame pointers 33 %, not found 67 %",
+        "   66.7    66.7  memcpy\n",
+        "   33.3    33.3  io_serial_in\n",
+    ] {
+        assert!(text.contains(want), "{want}\n{text}");
+    }
+    assert!(!text.contains("  start_kernel\n"), "it was never seen at work itself");
+    assert_eq!(s.hottest().iter().find(|h| h.0 == "start_kernel").map(|h| (h.1, h.2)), Some((0, 30)));
+    let folded = s.folded();
+    assert!(folded.contains("[guest];start_kernel;serial8250_console_putchar;io_serial_in "), "{folded}");
+    assert!(
+        folded.contains("[guest];(callers_not_known);memcpy ") && folded.contains("[waiting] "),
+        "{folded}"
+    );
+    let none = Profile::new(1).summary(None);
+    assert_eq!((none.shares(), none.text().contains("looks")), (None, false));
 }
 
 #[test]
@@ -147,6 +186,12 @@ fn the_page_works_in_a_browser() {
     let dom = String::from_utf8_lossy(&all.stdout);
     let rows = |dom: &str| dom.split("id=\"acc\"").nth(1).map_or(0, |t| t.matches("<tr>").count());
     assert!(rows(&dom) > 400, "{} rows", rows(&dom));
+    for want in ["in guest code", "The guest's own time", "serial8250_console_putchar", "give or take"] {
+        assert!(dom.contains(want), "{want}");
+    }
+    // A frame of each flame graph, and the two that are called by nobody.
+    let frames = dom.split("id=\"gflame\"").nth(1).and_then(|t| t.split("<table").next()).unwrap_or("");
+    assert!(frames.matches("background").count() >= 7, "{frames}");
     let some = run(&["--dump-dom"], format!("{url}#THR%20slow%3E1000"));
     let dom = String::from_utf8_lossy(&some.stdout);
     assert_eq!(rows(&dom), 2, "the head and the one slow write");

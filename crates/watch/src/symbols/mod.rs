@@ -1,5 +1,6 @@
 //! The guest kernel's symbols: from vmlinux, from System.map, or from the tables that the kernel itself carries in its memory.
 
+mod elf;
 mod kallsyms;
 
 pub use kallsyms::{Memory, find};
@@ -174,6 +175,15 @@ impl Symbols {
         let first =
             self.address("_text").or_else(|| self.address("_stext")).or(self.text.first().map(|t| t.0))?;
         Some((first, self.address("_etext").or(self.text.last().map(|t| t.0))?))
+    }
+    /// All of them: address, whether it is code, name.
+    fn iter(&self) -> impl Iterator<Item = (u64, bool, &str)> {
+        let text = self.text.iter().map(|t| (t.0, true, self.name(t)));
+        text.chain(self.data.iter().map(|(name, at)| (*at, false, name.as_str())))
+    }
+    /// As an ELF file that debuggers load with `symbol-file`: symbols, and sections without contents at the kernel's places.
+    pub fn to_elf(&self) -> Vec<u8> {
+        elf::write(self)
     }
     /// Moves all addresses.
     pub fn rebase(&mut self, by: u64) {
