@@ -6,7 +6,7 @@ use hyaline_fetch::Kernel;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A guest that uses the network card and ends by itself.
@@ -37,13 +37,13 @@ fn reports(dir: &Temp) -> Vec<PathBuf> {
     all
 }
 
-fn records(file: &PathBuf) -> Vec<Value> {
+fn records(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap();
     text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
 }
 
 /// What `hyaline explain` says of a report, as text and as data.
-fn explained(file: &PathBuf) -> (String, Value) {
+fn explained(file: &Path) -> (String, Value) {
     let file = file.to_str().unwrap();
     let json = serde_json::from_str(&run(["explain", "--json", file]).success()).unwrap();
     (run(["explain", file]).success(), json)

@@ -325,3 +325,83 @@ fn names_that_a_list_archive_hid() {
     assert_eq!((a.addr, a.size, a.region_base), (Some(49170), Some(1), Some(49152)));
     assert_eq!(a.confidence, Some(Sure::Certain));
 }
+
+/// Bad input: what can be read of it is read, in bounded time, and nothing is made up.
+#[test]
+fn bad_input_is_read_as_far_as_it_goes() {
+    let good = include_str!("traces/legacy-status.txt");
+    let access = |text: &[u8]| {
+        let e = explain_text(text);
+        let a = e.accesses.first().cloned().unwrap_or_default();
+        (a.addr, a.size, a.region_base, a.confidence)
+    };
+    let whole = access(good.as_bytes());
+    assert_eq!((whole.0, whole.2, whole.3), (Some(49298), Some(49280), Some(Sure::Certain)));
+    // Bytes that are no UTF-8, in file names and between lines.
+    let mut broken = Vec::new();
+    for line in good.lines() {
+        broken.extend(line.replace("/virtio/", "/vir\u{fffd}tio/").into_bytes());
+        broken.extend(b"\n\xff\xfe\x80\xc3\n");
+    }
+    assert_eq!(access(&broken), whole);
+    // Cut in the middle, everywhere: never more than the whole says.
+    for end in (0..good.len()).step_by(97) {
+        if !good.is_char_boundary(end) {
+            continue;
+        }
+        let cut = access(&good.as_bytes()[..end]);
+        assert!(
+            cut.0.is_none_or(|a| Some(a) == whole.0 || cut.3 != Some(Sure::Certain)),
+            "cut at {end}: {cut:?}"
+        );
+    }
+    // 100 MB, of one trace again and again, and of noise.
+    let t = std::time::Instant::now();
+    let e = explain_text(good.repeat((100 << 20) / good.len()).as_bytes());
+    assert_ne!(e.verdict, "not-a-trace");
+    assert!(!e.input.limits.is_empty(), "it says that not all was kept");
+    let mut x = 88_172_645_463_325_252_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x as u8
+    })
+    .take(100 << 20)
+    .collect();
+    let e = explain_text(&noise);
+    assert_eq!((e.verdict, e.exit_code(), e.accesses.len()), ("not-a-trace", 2, 0));
+    assert!(t.elapsed() < std::time::Duration::from_secs(180), "{:?}", t.elapsed());
+}
+
+/// The same trace with the function names and files of older and newer versions says the same.
+#[test]
+fn names_of_other_versions_say_the_same() {
+    let good = include_str!("traces/legacy-status.txt");
+    let facts = |text: &str| {
+        let e = explain_text(text.as_bytes());
+        let a = &e.accesses[0];
+        let register = a.register.as_ref().map(|r| r.name.clone());
+        (a.addr, a.size, a.region_base, a.offset, register, e.actor.accel.clone(), causes(&e)[0])
+    };
+    let old = [
+        ("kvm_vcpu_thread_fn", "qemu_kvm_cpu_thread_fn"),
+        ("flatview_write_continue", "address_space_write_continue"),
+        ("system/memory.c", "memory.c"),
+        ("softmmu/memory.c", "memory.c"),
+        ("system/physmem.c", "exec.c"),
+        ("accel/kvm/kvm-all.c", "kvm-all.c"),
+    ];
+    let text = old.iter().fold(good.to_string(), |t, (a, b)| t.replace(a, b));
+    assert_ne!(text, good);
+    assert_eq!(facts(&text), facts(good));
+    // A device that no table knows: the access stays, no register is claimed.
+    let other = good
+        .replace("virtio_pci_config_write", "frobnic_io_write")
+        .replace("virtio_ioport_write", "frobnic_set");
+    let e = explain_text(other.as_bytes());
+    let a = &e.accesses[0];
+    assert_eq!((a.addr, a.region_base), (Some(49298), Some(49280)));
+    assert!(a.register.as_ref().is_none_or(|r| r.confidence != Sure::Certain), "{:?}", a.register);
+    assert!(!a.certain.contains(&"register"));
+}

@@ -78,7 +78,9 @@ fn main() {
         eprintln!("score: name the directory with the traces and their index.tsv");
         std::process::exit(2);
     };
-    let dir = Path::new(dir);
+    // The folder itself, or the one above that keeps the traces in `backtraces`.
+    let below = Path::new(dir).join("backtraces");
+    let dir = if below.join("index.tsv").exists() { below.as_path() } else { Path::new(dir) };
     let index = match fs::read_to_string(dir.join("index.tsv")) {
         Ok(t) => t,
         Err(e) => {
