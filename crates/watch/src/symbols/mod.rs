@@ -5,7 +5,7 @@ mod kallsyms;
 
 pub use kallsyms::{Memory, find};
 
-use object::{Object, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSymbol, SymbolKind, SymbolSection};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -112,7 +112,11 @@ impl Symbols {
     /// It is no ELF file or was stripped.
     pub fn from_elf(bytes: &[u8], name: &str) -> Result<Symbols, String> {
         let file = object::File::parse(bytes).map_err(|e| format!("it is no readable ELF file ({e})"))?;
-        let all = file.symbols().filter(|s| s.is_definition()).filter_map(|s| {
+        // Absolute ones (a kernel's per-processor variables) are no definitions to the reader; names of source files are absolute, too.
+        let absolute = |s: &object::Symbol<'_, '_>| {
+            s.section() == SymbolSection::Absolute && s.kind() != SymbolKind::File
+        };
+        let all = file.symbols().filter(|s| s.is_definition() || absolute(s)).filter_map(|s| {
             let kind = if s.kind() == SymbolKind::Text { 't' } else { 'd' };
             Some((s.address(), kind, s.name().ok().filter(|n| !n.is_empty())?.to_string()))
         });
