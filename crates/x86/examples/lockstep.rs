@@ -41,7 +41,7 @@ fn main() {
     {
         let stats = l.stats();
         println!(
-            "{} interpreted cold; {} units, {} instructions in {} bytes; {} entries, {} refills, {} slow accesses, {} pages voided",
+            "{} interpreted cold; {} units, {} instructions in {} bytes; {} entries, {} refills, {} slow accesses, {} spans not in one page, {} pages voided",
             stats.cold_instructions,
             stats.units,
             stats.guest_instructions,
@@ -49,6 +49,7 @@ fn main() {
             stats.entries,
             stats.refills,
             stats.slow_accesses,
+            stats.careful,
             stats.pages_voided
         );
         println!("left to the interpreter: {:?}", stats.top_interpreted(40));

@@ -50,6 +50,10 @@ pub(super) struct Context {
     pub argument: u64,
     /// A linear address that belongs to it.
     pub address: u64,
+    /// Distances from guest to host addresses of a unit's groups of memory operands.
+    pub spans: [u64; SPANS],
+    /// A copy of what is in two pages.
+    pub bounce: [u64; 40],
     /// What an indirect call's return address was written over; scratch of string instructions.
     pub below: u64,
     /// Number of the last x87 instruction's note plus one; 0: the state has it.
@@ -60,6 +64,8 @@ pub(super) struct Context {
     pub fpu_segment: u32,
 }
 
+/// Entries of [`Context::spans`].
+pub(super) const SPANS: usize = 8;
 /// See [`Context::fpu_segment`].
 pub(super) const NO_SEGMENT: u32 = u32::MAX;
 
@@ -77,6 +83,8 @@ pub(super) mod exit {
     pub(in super::super) const FAULT: u64 = 4;
     /// A helper has brought the state up to date; the next `argument` instructions are to be interpreted.
     pub(in super::super) const CAREFUL: u64 = 5;
+    /// A helper has brought the state up to date; a careful unit is wanted here.
+    pub(in super::super) const SPAN: u64 = 6;
 }
 
 impl Default for Context {
@@ -103,6 +111,8 @@ impl Default for Context {
             exit: 0,
             argument: 0,
             address: 0,
+            spans: [0; SPANS],
+            bounce: [0; 40],
             below: 0,
             fpu_note: 0,
             fpu_data: 0,

@@ -6,9 +6,10 @@ use super::{Jit, ModeKey, Site, from_context, quick, to_context};
 use crate::cpu::Cpu;
 use crate::decode::{Insn, insn_flag};
 use crate::fault::Fault;
+use crate::native::mem::PAGE;
 
 /// In the order that the stubs want.
-pub(super) const TABLE: [Helper; 4] = [miss_read, miss_write, interpret, load_x87];
+pub(super) const TABLE: [Helper; 5] = [miss_read, miss_write, interpret, load_x87, miss_span];
 
 /// The processor and the translator behind a context.
 ///
@@ -51,6 +52,32 @@ unsafe extern "sysv64" fn load_x87(c: *mut Context, site: u32, address: u64) -> 
     leave(c, exit::CAREFUL)
 }
 
+unsafe extern "sysv64" fn miss_span(c: *mut Context, site: u32, address: u64) -> u64 {
+    // SAFETY: called by generated code.
+    let (c, cpu, jit) = unsafe { parts(c) };
+    let Some(s) = jit.sites.get(site as usize).copied() else { return leave(c, exit::DONE) };
+    if cpu.refill(address, s.size.into(), s.write) {
+        jit.stats.refills += 1;
+        return jit.arena.exec(s.retry as usize);
+    }
+    if let Some(copy) = bounce(c, cpu, &s, address) {
+        c.tmp = copy.wrapping_sub(address);
+        c.address = jit.arena.exec(s.bounce as usize);
+        return jit.stubs.resume_bounce;
+    }
+    jit.stats.careful += 1;
+    at_site(c, cpu, jit, &s);
+    // The instruction and what comes after it count once more.
+    c.left += i64::from(s.before);
+    match jit.careful_unit(&s, cpu.state.icount) {
+        Some(unit) => {
+            to_context(cpu, c);
+            jit.arena.exec(unit.saved as usize)
+        }
+        None => leave(c, exit::SPAN),
+    }
+}
+
 fn miss(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, site: u32, address: u64, write: bool) -> u64 {
     let Some(s) = jit.sites.get(site as usize) else { return leave(c, exit::DONE) };
     if cpu.refill(address, s.size.into(), write) {
@@ -59,8 +86,39 @@ fn miss(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, site: u32, address: u64, 
         c.vec_was &= u32::from(s.vectors);
         return jit.arena.exec(s.retry as usize);
     }
+    if !write && let Some(copy) = bounce(c, cpu, s, address) {
+        c.tmp = copy;
+        c.address = jit.arena.exec(s.bounce as usize);
+        return jit.stubs.resume_bounce;
+    }
     jit.stats.slow_accesses += 1;
     execute(c, cpu, jit, site)
+}
+
+/// Copies what is to be read from two pages of the TLB to one place; gives its address.
+fn bounce(c: &mut Context, cpu: &mut Cpu, site: &Site, address: u64) -> Option<u64> {
+    let (size, here) = (u64::from(site.size), PAGE - (address & (PAGE - 1)));
+    if site.bounce == 0 || here >= size || !cpu.in_64bit() {
+        return None;
+    }
+    let next = address.wrapping_add(here);
+    for _ in 0..2 {
+        let mut copy = [0; size_of::<[u64; 40]>()];
+        let (low, high) = copy.get_mut(..size as usize)?.split_at_mut_checked(here as usize)?;
+        let read = &cpu.mmu.window.read;
+        if read.read_bytes(address, low) && read.read_bytes(next, high) {
+            for (to, from) in c.bounce.iter_mut().zip(copy.chunks_exact(8)) {
+                *to = from.try_into().map_or(0, u64::from_le_bytes);
+            }
+            return Some((&raw const c.bounce) as u64);
+        }
+        // The pages might only be missing in the TLB.
+        let first = cpu.refill(address, here, false);
+        if !(cpu.refill(next, 1, false) || first) {
+            return None;
+        }
+    }
+    None
 }
 
 pub(super) fn leave(c: &mut Context, reason: u64) -> u64 {
@@ -125,7 +183,9 @@ fn execute(c: &mut Context, cpu: &mut Cpu, jit: &mut Jit, number: u32) -> u64 {
     if (!plain || cpu.stop_at == 0) && !jit.calm(cpu) {
         return leave(c, exit::DONE);
     }
+    // Groups of operands rely on the TLB as it was.
     if site.last
+        || site.fragile
         || cpu.next_rip != next
         || ModeKey::of(cpu, jit.width) != Some(jit.mode)
         || cpu.mmu.window.code.base() != jit.base

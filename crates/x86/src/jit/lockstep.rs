@@ -28,12 +28,12 @@ const HANDLERS: u64 = 0x18_8000;
 const TABLE: u64 = 0x18_9000;
 
 /// A generator of random numbers (xorshift64*).
-pub struct Random(u64);
+pub struct Random(u64, u8);
 
 impl Random {
     /// From a seed.
     pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, 3)
     }
     /// 64 random bits.
     pub fn word(&mut self) -> u64 {
@@ -147,7 +147,11 @@ fn instruction(r: &mut Random, bits: u32) -> Option<Vec<u8>> {
         b.push(0x67);
     }
     let modrm = |r: &mut Random, b: &mut Vec<u8>| {
-        let m = if r.chance(45) { 0xc0 | r.below(64) as u8 } else { r.below(192) as u8 };
+        let mut m = if r.chance(45) { 0xc0 | r.below(64) as u8 } else { r.below(192) as u8 };
+        if m < 0xc0 && r.chance(40) {
+            // The same base again and again: operands that share a look at the TLB.
+            m = m & 0xf8 | r.1;
+        }
         b.push(m);
         if m < 0xc0 {
             if m & 7 == 4 {
@@ -408,6 +412,7 @@ impl Lockstep {
 
     fn code(&self, r: &mut Random) -> Vec<u8> {
         let count = 1 + r.below(14);
+        r.1 = r.pick(&[0, 1, 2, 3, 5, 6, 7, 7]);
         let mut list: Vec<Vec<u8>> = Vec::new();
         while (list.len() as u64) < count {
             match r.below(20) {
@@ -435,6 +440,11 @@ impl Lockstep {
                         &[0xb9, 0x00, 0x10, 0x00, 0x00],
                     ];
                     list.push(r.pick(system).to_vec());
+                }
+                6 if r.chance(60) => {
+                    // add or sub: that base and a small constant.
+                    let add = vec![0x83, 0xc0 | r.pick(&[0, 0x28]) | r.1, r.below(80) as u8];
+                    list.push(if self.bits == 64 { [vec![0x48], add].concat() } else { add });
                 }
                 4 if r.chance(20) => list.push(vec![r.pick(&[0xe0, 0xe1, 0xe2, 0xe3]), 0]),
                 _ => {

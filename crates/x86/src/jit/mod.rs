@@ -100,6 +100,8 @@ pub struct JitStats {
     pub refills: u64,
     /// Accesses left to the interpreter: devices, page ends, pages with code, faults.
     pub slow_accesses: u64,
+    /// Groups of memory operands whose span wasn't in one page.
+    pub careful: u64,
     /// Exits for lack of budget.
     pub slices: u64,
     /// Times that the cache was full.
@@ -132,7 +134,11 @@ impl std::fmt::Display for JitStats {
             "  ways         {} entries, {} links, {} links renewed, {} indirect targets looked up, {} slices",
             self.entries, self.links, self.relinks, self.lookups, self.slices
         )?;
-        writeln!(f, "  memory       {} TLB refills, {} slow accesses", self.refills, self.slow_accesses)?;
+        writeln!(
+            f,
+            "  memory       {} TLB refills, {} slow accesses, {} spans not in one page",
+            self.refills, self.slow_accesses, self.careful
+        )?;
         writeln!(
             f,
             "  interpreted  {} instructions for want of a translation; in translated code:",
@@ -158,6 +164,7 @@ impl JitStats {
         self.refills += o.refills;
         self.slow_accesses += o.slow_accesses;
         self.slices += o.slices;
+        self.careful += o.careful;
         self.flushes += o.flushes;
         self.pages_voided += o.pages_voided;
         self.revived += o.revived;
@@ -306,8 +313,11 @@ struct Link {
 #[derive(Clone, Copy, Debug)]
 struct Site {
     rip: u64,
+    unit: u32,
     /// Page of the unit.
     page: u32,
+    /// Instructions of the unit.
+    count: u8,
     /// Offset behind the instruction.
     next: u32,
     /// Offset of the access's beginning.
@@ -326,8 +336,14 @@ struct Site {
     vectors: bool,
     /// Nothing of the unit comes behind it.
     last: bool,
-    /// Bytes accessed.
-    size: u8,
+    /// Bytes accessed, or looked up.
+    size: u16,
+    /// Offset at which generated code goes on with the access to a copy of what is in two pages; 0: it can't.
+    bounce: u32,
+    /// They are written to (said of groups only).
+    write: bool,
+    /// Code behind it relies on what was looked up before it.
+    fragile: bool,
     len: u8,
     bytes: [u8; 15],
 }
@@ -344,6 +360,8 @@ struct CodePage {
 
 type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<crate::block::AddressHasher>>;
 
+/// Failures of a unit's groups in quick succession that are too many.
+const ROUGH: u8 = 24;
 /// Instructions between looks at the request word.
 const SLICE: u64 = 16_384;
 
@@ -371,6 +389,10 @@ pub(crate) struct Jit {
     by_memory: FastMap<(usize, u64), Vec<u32>>,
     /// By page identity and offset.
     map: FastMap<u64, u32>,
+    /// The same, of units without groups of memory operands.
+    careful: FastMap<u64, u32>,
+    /// Units whose groups fail too often, by the same key: how often they did lately. [`ROUGH`]: to be translated without groups.
+    rough: FastMap<u64, (u8, u64)>,
     /// There is no translation to be had of the present instruction.
     refused: bool,
     stats: JitStats,
@@ -445,6 +467,8 @@ impl Jit {
             page_ids: FastMap::default(),
             by_memory: FastMap::default(),
             map: FastMap::default(),
+            careful: FastMap::default(),
+            rough: FastMap::default(),
             refused: false,
             stats: JitStats { interpreted: vec![0; Code::values().len()], ..JitStats::default() },
             mode: ModeKey::default(),
@@ -495,6 +519,8 @@ impl Jit {
         self.pages.clear();
         self.page_ids.clear();
         self.map.clear();
+        self.careful.clear();
+        self.rough.clear();
         self.by_memory.clear();
         self.decoded.fill(None);
         self.arena.used = self.start;
@@ -581,8 +607,10 @@ impl Jit {
         }
         let (key, switch) = (map_key(u.page, u.rip), u.switch);
         self.arena.patch(switch as usize, &[0x90, 0xe9]);
-        if self.map.get(&key) == Some(&number) {
-            self.map.remove(&key);
+        for map in [&mut self.map, &mut self.careful] {
+            if map.get(&key) == Some(&number) {
+                map.remove(&key);
+            }
         }
         for dead in self.redirected.remove(&number).unwrap_or_default() {
             let Some(u) = self.units.get(dead as usize) else { continue };
@@ -650,7 +678,8 @@ impl Jit {
     }
 
     /// Translates the unit at a linear address of a page. None: it can't be.
-    fn translate(&mut self, cpu: &mut Cpu, id: u32, linear: u64) -> Option<u32> {
+    /// `careful`: without groups of memory operands, for the map of such.
+    fn translate(&mut self, cpu: &mut Cpu, id: u32, linear: u64, careful: bool) -> Option<u32> {
         let page = self.pages.get(id as usize - 1)?;
         let version = page.source.version;
         let physical = page.physical | linear & (PAGE - 1);
@@ -706,6 +735,7 @@ impl Jit {
             link: self.links.len() as u32,
             recipe: self.recipes.len() as u32,
             note: self.notes.len() as u32,
+            careful: careful || self.rough.get(&map_key(id, linear)).is_some_and(|(n, _)| *n >= ROUGH),
             exec: self.arena.exec(offset),
             offset: offset as u32,
             second,
@@ -726,13 +756,43 @@ impl Jit {
         self.links.extend(out.links);
         self.recipes.extend(out.recipes);
         self.notes.extend(out.notes);
-        self.map.insert(map_key(id, linear), number);
+        let map = if careful { &mut self.careful } else { &mut self.map };
+        map.insert(map_key(id, linear), number);
         for id in [Some(id), second.map(|(_, id)| id)].into_iter().flatten() {
             if let Some(page) = self.pages.get_mut(id as usize - 1) {
                 page.units.push(number);
             }
         }
         Some(number)
+    }
+
+    /// The careful unit at a site, for a group whose span isn't in one page. A unit to which that happens all the time is given up, to be translated
+    /// without groups.
+    fn careful_unit(&mut self, site: &Site, icount: u64) -> Option<Unit> {
+        if let Some(key) = self.units.get(site.unit as usize).map(|u| map_key(u.page, u.rip)) {
+            let (failures, last) = self.rough.entry(key).or_default();
+            // Once in a few runs of the unit costs more than the groups save.
+            let often = icount.wrapping_sub(*last) < 8 * u64::from(site.count);
+            *last = icount;
+            *failures = if often { failures.saturating_add(1) } else { failures.saturating_sub(1) };
+            if *failures == ROUGH {
+                *failures = u8::MAX;
+                self.give_up(site.unit);
+            }
+        }
+        let unit = self.units.get(*self.careful.get(&map_key(site.page, site.rip))? as usize).copied()?;
+        (unit.page == site.page && unit.rip == site.rip && !unit.dead).then_some(unit)
+    }
+
+    /// Makes the careful unit at the present instruction.
+    fn make_careful(&mut self, cpu: &mut Cpu) {
+        let linear = cpu.state.rip;
+        let Some(mode) = ModeKey::of(cpu, self.width) else { return };
+        self.mode = mode;
+        let Some(id) = self.second_page(cpu, linear) else { return };
+        if !self.careful.contains_key(&map_key(id, linear)) && self.arena.room() >= 128 << 10 {
+            self.translate(cpu, id, linear, true);
+        }
     }
 
     /// The identity of the page that an instruction goes on in, entered in the window. None: it can't be had, the interpreter knows why.
@@ -896,6 +956,7 @@ impl Jit {
                         }
                     }
                 }
+                exit::SPAN => self.make_careful(cpu),
                 exit::CAREFUL => {
                     let count = self.context().argument;
                     let until = end.min(cpu.state.icount.saturating_add(count));
@@ -982,7 +1043,7 @@ impl Jit {
         } else {
             id
         };
-        let unit = self.translate(cpu, id, linear);
+        let unit = self.translate(cpu, id, linear, false);
         self.refused = unit.is_none();
         Ok(unit)
     }
@@ -1015,7 +1076,7 @@ impl Jit {
         }
         let c = self.context();
         let reason = c.exit;
-        if matches!(reason, exit::DONE | exit::FAULT | exit::CAREFUL) {
+        if matches!(reason, exit::DONE | exit::FAULT | exit::CAREFUL | exit::SPAN) {
             return reason;
         }
         let (argument, address, left) = (c.argument as usize, c.address, c.left);
@@ -1091,6 +1152,7 @@ fn emitted(code: &[u8]) -> usize {
         link: 0,
         recipe: 0,
         note: 0,
+        careful: false,
         second: None,
         exec: 0x1000_0000,
         offset: 0,

@@ -41,10 +41,14 @@ pub(super) struct Stubs {
     pub miss_read: u64,
     /// T0 = site, T1 = linear address.
     pub miss_write: u64,
+    /// T0 = site, T1 = linear address of the span.
+    pub miss_span: u64,
     /// T0 = site.
     pub interpret: u64,
     /// Loads the guest's x87 registers and goes to T1; T0 = site.
     pub load_x87: u64,
+    /// Loads T1 from `Context::tmp` and goes to `address`.
+    pub resume_bounce: u64,
     /// Restores the arithmetic flags and goes to `Context::resume`'s copy in `address`.
     pub resume_flags: u64,
 }
@@ -131,7 +135,7 @@ fn vectors(a: &mut Asm, width: VectorWidth, load: bool) {
 pub(super) fn emit(
     arena: &mut Arena,
     width: VectorWidth,
-    [miss_read, miss_write, interpret, load_x87]: [Helper; 4],
+    [miss_read, miss_write, interpret, load_x87, miss_span]: [Helper; 5],
 ) -> Option<Stubs> {
     let mut a = Asm::new(arena.exec(arena.used), arena.context() as u64);
     let start = a.base;
@@ -262,6 +266,11 @@ pub(super) fn emit(
     a.rm(false, &[0xff], 4, ctx!(address));
     align(&mut a);
 
+    s.resume_bounce = here(&a);
+    a.load(true, r::T1, ctx!(tmp));
+    a.rm(false, &[0xff], 4, ctx!(address));
+    align(&mut a);
+
     let helper = |a: &mut Asm, f: Helper| {
         store_all(a);
         a.store(true, ctx!(jit_rsp), r::RSP);
@@ -301,6 +310,8 @@ pub(super) fn emit(
     helper(&mut a, interpret);
     s.load_x87 = here(&a);
     helper(&mut a, load_x87);
+    s.miss_span = here(&a);
+    helper(&mut a, miss_span);
     let code = std::mem::take(&mut a.buf);
     arena.add(&code)?;
     arena.set_sentinel(sentinel);
@@ -354,6 +365,8 @@ pub(super) enum ColdKind {
     Count { unit: u32, count: u8 },
     /// Load the vector registers and go back.
     Vectors { back: usize },
+    /// A group's span isn't in one page of the TLB.
+    Span { site: u32, write: bool },
     /// Load the x87 registers and go back.
     X87 { site: u32, back: usize },
     /// Leave by a branch: refund, link.

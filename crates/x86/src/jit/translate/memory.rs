@@ -94,6 +94,7 @@ impl Translator<'_> {
     /// Begins to look the linear address in T1 up: T0 = the entry's displacement, T1 = the offset in the page if it is less than a page's size.
     /// Gives the table's displacement.
     pub(super) fn look_up(&mut self, write: bool) -> i32 {
+        self.groups.let_go();
         if self.host.bmi2 {
             self.a.b(&[0xc4, 0x43, 0xfb, 0xf0, 0xd3, 0x08]); // rorx r10, r11, 8
         } else {
@@ -121,10 +122,17 @@ impl Translator<'_> {
         };
         let site = self.site(g, false, retry);
         if let Some(s) = self.sites.last_mut() {
-            s.size = size as u8;
+            s.size = size as u16;
         }
         self.cold(from, ColdKind::Miss { site, write });
         self.a.rm(true, &[0x03], r::T1, M::Gs(Some(r::T0), table + 8));
+        let at = self.a.pos() as u32;
+        if let Some(s) = self.sites.last_mut()
+            && !write
+            && align == 1
+        {
+            s.bounce = at;
+        }
         self.flags.host = false;
     }
 

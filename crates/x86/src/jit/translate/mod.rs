@@ -15,6 +15,7 @@ macro_rules! ctx {
 
 mod branch;
 mod flags;
+mod groups;
 mod integer;
 mod memory;
 mod ordinary;
@@ -28,6 +29,7 @@ use super::{Link, ModeKey, Site, Unit};
 use crate::decode::{Ea, Insn, insn_flag};
 use crate::native::mem::{PAGE_SLOTS, PAGE_TABLE, WRITE_TABLE};
 use flags::{Flags, SAVED};
+use groups::Groups;
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind,
 };
@@ -117,12 +119,14 @@ pub(super) struct Translator<'a> {
     first_site: u32,
     links: Vec<Link>,
     first_link: u32,
+    unit: u32,
     page: u32,
     count: u8,
     /// The instruction in translation: number, and its first site.
     index: u8,
     site_from: usize,
     notes: Notes,
+    groups: Groups,
     /// The guest's x87 state is in the host's registers throughout the unit.
     x87_here: bool,
     /// Where the way out for lack of budget gives the unit's number.
@@ -138,6 +142,8 @@ pub(super) struct Numbers {
     pub link: u32,
     pub recipe: u32,
     pub note: u32,
+    /// Without groups of memory operands.
+    pub careful: bool,
     /// The page that the only instruction goes on in, and its identity.
     pub second: Option<(u64, u32)>,
     /// Address at which the unit's code will run.
@@ -192,15 +198,20 @@ pub(super) fn translate<'a>(
         first_site: n.site,
         links: Vec::new(),
         first_link: n.link,
+        unit: n.unit,
         page: n.page,
         count: guest.len().min(MAX_UNIT) as u8,
         index: 0,
         site_from: 0,
         notes: Notes::new(n.note),
+        groups: Groups::default(),
         x87_here: false,
         redirect: 0,
     };
     t.x87_here = guest.iter().any(|g| t.wants_x87(g));
+    if !n.careful {
+        t.find_groups();
+    }
     // Entered with the flags in the host's, then with the flags saved.
     t.a.save_flags();
     let entry_saved = t.a.pos();
@@ -238,6 +249,9 @@ pub(super) fn translate<'a>(
             site.vectors = vectors;
             // Offsets of retries were counted from the unit's start.
             site.retry += n.offset;
+            if site.bounce != 0 {
+                site.bounce += n.offset;
+            }
         }
         if !open {
             break;
@@ -315,6 +329,12 @@ impl Translator<'_> {
                     self.a.mov_imm(r::T1, at);
                     self.a.jmp_abs(self.stubs.load_vectors);
                 }
+                ColdKind::Span { site, write } => {
+                    let table = if write { WRITE_TABLE as i32 } else { 0 };
+                    self.a.rm(true, &[0x33], r::T1, M::Gs(Some(r::T0), table));
+                    self.a.mov_imm(r::T0, site.into());
+                    self.a.jmp_abs(self.stubs.miss_span);
+                }
                 ColdKind::X87 { site, back } => {
                     let at = self.a.base + back as u64;
                     self.a.mov_imm(r::T1, at);
@@ -390,7 +410,9 @@ impl Translator<'_> {
         let n = self.first_site + self.sites.len() as u32;
         self.sites.push(Site {
             rip: g.rip,
+            unit: self.unit,
             page: self.page,
+            count: self.count,
             next: 0,
             retry: retry as u32,
             before: self.count - self.index,
@@ -399,6 +421,9 @@ impl Translator<'_> {
             interpreted,
             x87: self.x87_here,
             vectors: false,
+            fragile: self.groups.relied_on(usize::from(self.index)),
+            write: false,
+            bounce: 0,
             size: 0,
             last: false,
             len: g.insn.len,
@@ -410,6 +435,7 @@ impl Translator<'_> {
     /// Leaves the instruction to the interpreter.
     fn interpret(&mut self, g: &Guest) {
         self.clobber();
+        self.groups.forget();
         let site = self.site(g, true, 0);
         self.a.mov_imm(r::T0, site.into());
         self.a.jmp_abs(self.stubs.interpret);
@@ -432,7 +458,10 @@ impl Translator<'_> {
             return open;
         }
         match self.special(g) {
-            Some(open) => open,
+            Some(open) => {
+                self.groups.let_go();
+                open
+            }
             None => {
                 if !self.ordinary(g) {
                     self.interpret(g);

@@ -140,10 +140,14 @@ impl Translator<'_> {
                 Some(class) => plan::alignment(i, class, size).into(),
                 None => 1,
             };
-            if !self.operand(g, size, align, writes) {
-                return false;
+            let Some(mut m) = self.operand_at(g, size, align, writes) else { return false };
+            if matches!(p.form, Form::Evex(_)) && !matches!(m, M::Base(_, 0)) {
+                // Short displacements are scaled there.
+                self.a.lea(true, r::T1, m);
+                self.groups.let_go();
+                m = M::Base(r::T1, 0);
             }
-            patch.rm = Rm::Memory(M::Base(r::T1, 0));
+            patch.rm = Rm::Memory(m);
         }
         if needs {
             self.restore();
@@ -183,6 +187,9 @@ impl Translator<'_> {
                             return false;
                         }
                         let host = temps.remove(0);
+                        if host == r::T1 {
+                            self.groups.let_go();
+                        }
                         let others_read = gprs.iter().any(|o| o.1 == n && o.2);
                         if reads || size < 4 || others_read {
                             self.a.load(true, host, gpr(n.into()));

@@ -59,7 +59,7 @@ fn control(i: &Instruction) -> bool {
 }
 
 /// An instruction of the x87 that the interpreter executes on the host's, too.
-fn arithmetic(i: &Instruction) -> bool {
+pub(super) fn arithmetic(i: &Instruction) -> bool {
     // The shorter question first.
     matches!(i.cpuid_features().first(), Some(F::FPU | F::FPU287 | F::FPU387))
         && plan::class_of(i.code()) == Some(Class::X87)
@@ -141,16 +141,15 @@ impl Translator<'_> {
         let memory = i.op_count() > 0 && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         if memory {
             let write = i.op_kind(0) == OpKind::Memory && stores(i);
-            if !self.operand(g, i.memory_size().size(), 1, write) {
-                return None;
-            }
+            let m = self.operand_at(g, i.memory_size().size(), 1, write)?;
             let from = self.a.pos();
-            self.a.rm(false, &[first], second >> 3 & 7, M::Base(r::T1, 0));
+            self.a.rm(false, &[first], second >> 3 & 7, m);
             if !self.same(i, from) {
                 self.a.buf.truncate(from);
                 return None;
             }
             // The offset again, now that the access is done. It may need both scratch registers.
+            self.groups.let_go();
             if !self.offset(g) {
                 return None;
             }
@@ -224,7 +223,7 @@ impl Translator<'_> {
 }
 
 /// A memory operand that is written.
-fn stores(i: &Instruction) -> bool {
+pub(super) fn stores(i: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(i.mnemonic(), M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp)
 }
