@@ -725,6 +725,10 @@ impl Jit {
             guest.push(Guest::new(linear, insn, bits));
             second = Some((next, id));
         }
+        let source: Vec<u8> = guest.iter().flat_map(|g| g.insn.bytes()).copied().collect();
+        if second.is_none() {
+            translate::unroll(&mut guest);
+        }
         let number = self.units.len() as u32;
         let offset = self.arena.used.next_multiple_of(16);
         self.arena.used = offset.min(self.arena.size());
@@ -750,8 +754,8 @@ impl Jit {
         self.stats.guest_instructions += guest.len() as u64;
         self.stats.host_bytes += out.code.len() as u64;
         let bytes = self.bytes.len() as u32;
-        guest.iter().for_each(|g| self.bytes.extend_from_slice(g.insn.bytes()));
-        self.units.push(Unit { bytes, ..out.unit });
+        self.bytes.extend_from_slice(&source);
+        self.units.push(Unit { bytes, len: source.len() as u16, ..out.unit });
         self.sites.extend(out.sites);
         self.links.extend(out.links);
         self.recipes.extend(out.recipes);

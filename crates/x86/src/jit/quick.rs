@@ -19,6 +19,10 @@ pub(super) fn execute(
     site: &Site,
     insn: &Insn,
 ) -> Option<u64> {
+    // The flags are needed as they are: not where they would have to be found again.
+    if jit.recipes.get(site.recipe as usize).is_some() {
+        return None;
+    }
     if !site.interpreted || insn.is_undefined() || c.fpu_note != 0 || !jit.mode.has(ModeKey::LONG) {
         return None;
     }

@@ -96,14 +96,16 @@ impl Translator<'_> {
             full == a.full_register() || b != Register::None && full == b.full_register()
         };
         let mut writes = false;
-        for g in self.guest.get(self.producer? + 1..)? {
-            let past = g.rip >= self.guest.get(usize::from(self.index))?.rip;
+        let from = self.producer? + 1;
+        for (at, g) in self.guest.get(from..)?.iter().enumerate() {
+            let past = from + at >= usize::from(self.index);
             if past {
                 if writes {
                     return None;
                 }
                 let (reads, modified) = flag_use(&g.iced);
-                if reads || g.iced.flow_control() != FlowControl::Next || g.ends_unit() {
+                let goes_on = g.iced.flow_control() == FlowControl::Next && !g.ends_unit();
+                if reads || !(goes_on || g.taken) {
                     return None;
                 }
                 if modified == ARITH {

@@ -28,7 +28,7 @@ use super::stubs::{self, Cold, ColdKind, Stubs};
 use super::{Link, ModeKey, Site, Unit};
 use crate::decode::{Ea, Insn, insn_flag};
 use crate::native::mem::{PAGE_SLOTS, PAGE_TABLE, WRITE_TABLE};
-use flags::{Flags, SAVED};
+use flags::{Flags, NONE, SAVED};
 use groups::Groups;
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind,
@@ -36,15 +36,20 @@ use iced_x86::{
 use integer::PushForm;
 use x87::Notes;
 
+/// Most instructions in a repeated loop.
+const UNROLLED: usize = 48;
 /// Most instructions in a unit.
 pub(super) const MAX_UNIT: usize = 64;
 
 /// A guest instruction on its way.
+#[derive(Clone)]
 pub(super) struct Guest {
     pub rip: u64,
     pub insn: Insn,
     pub iced: Instruction,
     pub immediate: u8,
+    /// A direct branch whose target comes next in the unit: the end of a loop that is repeated there.
+    pub taken: bool,
 }
 
 impl Guest {
@@ -54,7 +59,7 @@ impl Guest {
         let iced = decoder.decode();
         let c = decoder.get_constant_offsets(&iced);
         let immediate = (c.immediate_size() + c.immediate_size2()) as u8;
-        Guest { rip, insn, iced, immediate }
+        Guest { rip, insn, iced, immediate, taken: false }
     }
     fn next(&self) -> u64 {
         self.rip.wrapping_add(u64::from(self.insn.len))
@@ -74,6 +79,31 @@ impl Guest {
             return self.iced.is_invalid() || self.iced.mnemonic() == Mnemonic::Hlt;
         }
         !matches!(self.iced.flow_control(), FlowControl::ConditionalBranch | FlowControl::Next)
+    }
+}
+
+/// Repeats the loop that a whole unit is, so that what is done once per unit is done less often.
+pub(super) fn unroll(guest: &mut Vec<Guest>) {
+    let (Some(first), Some(last)) = (guest.first(), guest.last()) else { return };
+    let i = &last.iced;
+    if !(i.is_jcc_short_or_near() || i.is_jmp_short_or_near())
+        || !matches!(i.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
+        || i.near_branch_target() != first.rip
+        // What leaves the unit, or may, gains nothing from there being more of it.
+        || guest.iter().any(|g| g.insn.has(insn_flag::END) && !g.insn.has(insn_flag::PLAIN))
+    {
+        return;
+    }
+    let times = (UNROLLED / guest.len().max(1)).min(4);
+    if times < 2 {
+        return;
+    }
+    let mut body = guest.clone();
+    if let Some(branch) = body.last_mut() {
+        branch.taken = true;
+    }
+    for _ in 1..times {
+        guest.splice(0..0, body.iter().cloned());
     }
 }
 
@@ -282,7 +312,7 @@ pub(super) fn translate<'a>(
         redirect: n.offset + t.redirect as u32,
         dead: false,
         bytes: 0,
-        len: guest.iter().map(|g| u16::from(g.insn.len)).sum(),
+        len: 0,
     };
     let Translator { a, sites, links, recipes, notes, .. } = t;
     Output { unit, code: a.buf, sites, links, recipes, notes: notes.list }
@@ -434,7 +464,10 @@ impl Translator<'_> {
 
     /// Leaves the instruction to the interpreter.
     fn interpret(&mut self, g: &Guest) {
-        self.clobber();
+        if self.flags.recipe == NONE {
+            self.save();
+            self.flags.host = false;
+        }
         self.groups.forget();
         let site = self.site(g, true, 0);
         self.a.mov_imm(r::T0, site.into());
@@ -495,6 +528,9 @@ impl Translator<'_> {
             }
             Mn::Lea => return self.lea(g).then_some(true),
             Mn::Jmp if i.is_jmp_short_or_near() && self.near(i) => {
+                if g.taken {
+                    return Some(true);
+                }
                 self.edge(i.near_branch_target());
                 return Some(false);
             }
@@ -541,8 +577,13 @@ impl Translator<'_> {
             _ if i.is_jcc_short_or_near() && self.near(i) => {
                 self.restore();
                 let condition = (i.condition_code() as u8).wrapping_sub(1) & 15;
-                let f = self.a.jcc(condition);
-                self.side_edge(f, i.near_branch_target());
+                if g.taken {
+                    let f = self.a.jcc(condition ^ 1);
+                    self.side_edge(f, g.next());
+                } else {
+                    let f = self.a.jcc(condition);
+                    self.side_edge(f, i.near_branch_target());
+                }
                 return Some(true);
             }
             Mn::Push if g.insn.seg_like_push(i, word) => return self.push(g, word).then_some(true),
