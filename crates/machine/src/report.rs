@@ -131,7 +131,7 @@ fn seconds(ns: u64) -> String {
 }
 
 /// Is the slot's device behind a region of this owner? The local APICs share a window.
-fn owns(slot: &Slot, owner: &str) -> bool {
+pub(crate) fn owns(slot: &Slot, owner: &str) -> bool {
     slot.name() == owner || (owner == "lapic" && slot.chip().name == "lapic")
 }
 
@@ -232,7 +232,8 @@ impl Reporter {
         };
         space.flat_lines().into_iter().filter(|l| owns(slot, &l.owner)).find_map(|l| {
             // A bank in several places has regions named `bank+offset`.
-            let name = l.region.rsplit('/').next()?;
+            // The local APICs' common window is named after them, not after their bank.
+            let name = if l.owner == slot.name() { l.region.rsplit('/').next()? } else { bank.name };
             let first = match name.strip_prefix(bank.name)? {
                 "" => l.offset,
                 rest => l.offset + rest.strip_prefix('+')?.parse::<u64>().ok()?,

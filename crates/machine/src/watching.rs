@@ -182,6 +182,7 @@ mod tests {
     use crate::config::{Accel, Config, DeviceSpec};
     use crate::load::Images;
     use hyaline_host::chardev::Spec as Char;
+    use hyaline_space::{ExitKind, Origin};
 
     fn config(builtin: &'static [u8]) -> Config {
         Config {
@@ -258,6 +259,71 @@ mod tests {
         assert_eq!(of("recent")["device"], "net0");
         assert!(of("vcpu")["registers"]["rip"].is_string());
         assert!(lines.iter().all(|l| l["type"] != "ram"), "no guest RAM unless asked");
+    }
+
+    /// Each register of each device that an access can reach: a panic there is contained, and the report names the register and the way to it.
+    #[test]
+    fn a_panic_at_any_register_names_it() {
+        hyaline_device::contain_panics();
+        let folder = std::env::temp_dir().join(format!("hyaline-registers-test-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let places: Vec<(String, usize, usize)> = {
+            let m = machine(hyaline_guests::DEMO);
+            let of = |p: &crate::pc::Placed| {
+                let banks = p.slot.chip().banks.iter().enumerate();
+                banks.flat_map(|(b, bank)| (0..bank.registers.len()).map(move |r| (b, r))).collect::<Vec<_>>()
+            };
+            m.pc.devices
+                .iter()
+                .flat_map(|p| of(p).into_iter().map(|(b, r)| (p.slot.name().to_string(), b, r)))
+                .collect()
+        };
+        let (mut reached, mut told) = (0, std::collections::BTreeSet::new());
+        for (device, bank, register) in &places {
+            let mut config = config(hyaline_guests::DEMO);
+            // A folder for each: one run writes a limited number of reports.
+            let own = folder.join(reached.to_string());
+            std::fs::create_dir_all(&own).unwrap();
+            config.crash_dir = Some(own.clone());
+            let m = Machine::new(config).unwrap();
+            let slot = m.pc.devices.iter().find(|p| p.slot.name() == device).unwrap().slot.clone();
+            let bank = &slot.chip().banks[*bank];
+            let r = &bank.registers[*register];
+            slot.inject(hyaline_device::Fault { register: r.name.into(), hang: None });
+            'access: for (space, read, write) in [
+                (&m.pc.ports, ExitKind::PioIn, ExitKind::PioOut),
+                (&m.pc.memory, ExitKind::MmioRead, ExitKind::MmioWrite),
+                (&m.pc.config_space, ExitKind::PioIn, ExitKind::PioOut),
+            ] {
+                for l in space.flat_lines() {
+                    let at = r.offset.checked_sub(l.offset).map(|o| l.start + o).filter(|a| *a <= l.last);
+                    let (true, Some(at)) = (crate::report::owns(&slot, &l.owner), at) else { continue };
+                    let size = r.width.min(4);
+                    let _ = space.load(at, size, &Origin::vcpu(0, read, 0x1234));
+                    let _ = space.store(at, size, 0, &Origin::vcpu(0, write, 0x1234));
+                    if m.core.has_event() {
+                        break 'access;
+                    }
+                }
+            }
+            let Some((slot, crash)) = m.core.take_crash() else { continue };
+            reached += 1;
+            told.insert(device.clone());
+            let text = m.reporter.report(&Cause::DevicePanic(slot.clone(), crash), &[]);
+            assert!(
+                text.contains(&format!("device '{device}'")) && text.contains(r.name),
+                "{device} {}: {text}",
+                r.name
+            );
+            assert!(
+                text.contains("at port 0x") || text.contains("at address 0x"),
+                "{device} {}: {text}",
+                r.name
+            );
+        }
+        let _ = std::fs::remove_dir_all(&folder);
+        // Some are behind others (an index, DLAB) or only there when written; most are not.
+        assert!(reached * 2 > places.len() && told.len() > 10, "{reached} of {}, {told:?}", places.len());
     }
 
     #[test]

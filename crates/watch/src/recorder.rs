@@ -320,7 +320,9 @@ impl Observer for Recorder {
             record.site = place.site.id;
             let c = &place.counters;
             (if access.is_write { &c.writes } else { &c.reads }).fetch_add(1, Ordering::Relaxed);
-            c.took.fetch_add(u64::from(record.took), Ordering::Relaxed);
+            if record.took != 0 {
+                c.took.fetch_add(u64::from(record.took), Ordering::Relaxed);
+            }
             if !access.outcome.is_ok() {
                 c.failed.fetch_add(1, Ordering::Relaxed);
             }
