@@ -55,13 +55,18 @@ pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
             (
                 "machine",
                 "[type=]name[,prop=value…]",
-                "the board: pc; props: accel=kvm|interp, kernel-irqchip=on|off|split, hpet=on|off",
+                "the board: pc; props: accel=kvm|jit|interp, kernel-irqchip=on|off|split, hpet=on|off",
             ),
             ("M", "name[,prop=value…]", "same as -machine"),
             (
                 "accel",
                 "name[,prop=value…]",
-                "who executes: kvm, interp (tcg is the same); props: deterministic=on|off, kernel-irqchip=",
+                "who executes: jit (default; tcg is the same), interp or kvm; `-accel help` has their props",
+            ),
+            (
+                "icount",
+                "[shift=]N[,sleep=on|off]",
+                "count time by instructions of 2^N nanoseconds, so that runs repeat; sleep=off skips idle time",
             ),
             ("enable-kvm", "", "same as -accel kvm"),
             (
@@ -299,7 +304,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                     match prop.as_str() {
                         "accel" => {
                             for a in v.split(':') {
-                                accels.push(accel(a)?);
+                                push_accel(&mut accels, a)?;
                             }
                         }
                         "kernel-irqchip" | "kernel_irqchip" => c.irqchip = irqchip(&v)?,
@@ -324,23 +329,40 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
             "accel" => {
                 let (first, props) = split(&value);
                 if first == "help" || first == "?" {
-                    return Ok(Ask::Print("Accelerators:\nkvm      the host's processor\njit      the software CPU, translating; props: stats, log-code\ninterp   the software CPU, tier 0 (also: tcg)\n".into()));
+                    return Ok(Ask::Print(ACCELERATORS.into()));
                 }
-                accels.push(accel(&first)?);
+                push_accel(&mut accels, &first)?;
+                let translates = matches!(first.as_str(), "jit" | "tcg");
                 for (prop, v) in props {
+                    if matches!(prop.as_str(), "tier" | "cache" | "tb-size" | "stats" | "log-code")
+                        && !translates
+                    {
+                        return Err(format!("-accel {first},{prop}=: only for jit, which translates"));
+                    }
                     match prop.as_str() {
                         "deterministic" => c.deterministic = on_off("deterministic", &v)?,
                         "kernel-irqchip" => c.irqchip = irqchip(&v)?,
-                        "thread" => run.remarks.push(
-                            "-accel thread=: the software CPU's processors take turns on one thread".into(),
-                        ),
-                        "tb-size" => {}
+                        "thread" => c.turns = turns(&first, &v)?,
+                        "tier" => tier(&v)?,
+                        "cache" => {
+                            c.code_cache = Some(
+                                parse_size(&v, 1 << 20).map_err(|e| format!("-accel {first},cache=: {e}"))?,
+                            )
+                        }
+                        // QEMU's is a number of MiB, 0 for its own choice.
+                        "tb-size" if v == "0" => c.code_cache = None,
+                        "tb-size" => {
+                            let size = v.parse::<u64>().ok().and_then(|m| m.checked_mul(1 << 20));
+                            c.code_cache = Some(size.ok_or_else(|| {
+                                format!("-accel {first},tb-size={v}: a number of MiB is wanted")
+                            })?);
+                        }
                         "stats" | "log-code" => {
-                            let on = v.is_empty() || on_off(&prop, &v)?;
-                            match accels.last_mut() {
-                                Some(Accel::Jit { stats, .. }) if prop == "stats" => *stats = on,
-                                Some(Accel::Jit { log, .. }) => *log = on,
-                                _ => return Err(format!("-accel {prop}=: only for jit")),
+                            let on = on_off(&prop, &v)?;
+                            if let Some(Accel::Jit { stats, log }) =
+                                accels.iter_mut().rev().find(|a| matches!(a, Accel::Jit { .. }))
+                            {
+                                *if prop == "stats" { stats } else { log } = on;
                             }
                         }
                         p => {
@@ -349,17 +371,20 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                                 p,
                                 &[
                                     "deterministic",
-                                    "kernel-irqchip",
                                     "thread",
+                                    "tier",
+                                    "cache",
                                     "tb-size",
                                     "stats",
                                     "log-code",
+                                    "kernel-irqchip",
                                 ],
                             );
                         }
                     }
                 }
             }
+            "icount" => icount(&value, c)?,
             "enable-kvm" => accels.push(Accel::Kvm),
             "cpu" => {
                 if value == "help" || value == "?" {
@@ -550,10 +575,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
         let file = run.log_file.clone();
         run.trace.push(hyaline_watch::Spec { file, ..hyaline_watch::Spec::all() });
     }
-    c.accels = if accels.is_empty() { vec![Accel::Interp] } else { accels };
+    c.accels = if accels.is_empty() { Accel::software() } else { accels };
     c.accels.dedup();
     if c.deterministic && c.accels.contains(&Accel::Kvm) {
-        return Err("deterministic=on works on the software CPU only: KVM can't count instructions exactly. Use -accel interp,deterministic=on".into());
+        return Err("deterministic=on and -icount work on the software CPU only: KVM can't count instructions exactly. Use -accel jit or -accel interp".into());
     }
     // QEMU's defaults: -nographic puts the first serial port on the terminal with Ctrl-A commands; -nodefaults has none.
     c.serials = if serial_given {
@@ -623,20 +648,110 @@ fn log_item(item: &str, log: &mut LogItems) -> Result<(), ()> {
     Ok(())
 }
 
-fn accel(name: &str) -> Result<Accel, String> {
+const ACCELERATORS: &str = "\
+Accelerators:
+jit      the software CPU, translating what runs often (default; also: tcg, which goes on with interp on a host without executable memory)
+  deterministic=on|off   processors in turn by instruction count, time from that count: runs repeat exactly
+  thread=multi|single    a host thread for each processor (default), or turns on one
+  tier=1                 the only tier of translation there is
+  cache=SIZE             memory for translated code, all processors' together (default 64M each); tb-size=MIB is the same
+  stats                  print what the translator did at the end
+  log-code               print guest and host code of every translation
+interp   the software CPU, one instruction after the other
+  deterministic=, thread=
+kvm      the host's processor
+  kernel-irqchip=on|off|split
+";
+
+/// Adds what a name stands for.
+fn push_accel(accels: &mut Vec<Accel>, name: &str) -> Result<(), String> {
     match name {
-        "kvm" => Ok(Accel::Kvm),
-        "interp" | "tcg" => Ok(Accel::Interp),
-        "jit" => Ok(Accel::Jit { stats: false, log: false }),
+        "kvm" => accels.push(Accel::Kvm),
+        "interp" => accels.push(Accel::Interp),
+        "jit" => accels.push(Accel::Jit { stats: false, log: false }),
+        "tcg" => accels.extend(Accel::software()),
         "hvf" | "whpx" | "xen" | "qtest" | "nvmm" | "hax" => {
-            Err(format!("-accel {name} is not supported; there are kvm, jit and interp"))
+            return Err(format!("-accel {name} is not supported; there are kvm, jit and interp"));
         }
         _ => {
             let near = nearest(name, ["kvm", "jit", "interp", "tcg"])
                 .map_or(String::new(), |n| format!("; did you mean `{n}`?"));
-            Err(format!("-accel: unknown accelerator `{name}`{near} (there are kvm, jit and interp)"))
+            return Err(format!(
+                "-accel: unknown accelerator `{name}`{near} (there are kvm, jit and interp)"
+            ));
         }
     }
+    Ok(())
+}
+
+/// `thread=`: true for turns on one thread.
+fn turns(accel: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "multi" => Ok(false),
+        "single" if accel == "kvm" => {
+            Err("-accel kvm,thread=single: KVM's processors have a thread each; only the software CPU's can take turns".into())
+        }
+        "single" => Ok(true),
+        _ => Err(format!("-accel {accel},thread={value}: only multi and single are possible")),
+    }
+}
+
+fn tier(value: &str) -> Result<(), String> {
+    match value {
+        "1" => Ok(()),
+        "0" => Err("-accel jit,tier=0: tier 0 is the interpreter, -accel interp".into()),
+        "2" => {
+            Err("-accel jit,tier=2: there is no second tier of translation yet; tier=1 is what there is"
+                .into())
+        }
+        _ => Err(format!("-accel jit,tier={value}: only tier=1 is possible")),
+    }
+}
+
+/// `-icount`, as QEMU has it, by means of `deterministic=on`.
+fn icount(value: &str, c: &mut Config) -> Result<(), String> {
+    let (first, mut props) = split(value);
+    match first.split_once('=') {
+        Some((n, v)) => props.insert(0, (n.into(), v.into())),
+        None => props.insert(0, ("shift".into(), first)),
+    }
+    let mut shift = None;
+    // As in QEMU, an idle machine waits for the host's clock unless it is told not to.
+    let mut sleep = true;
+    for (prop, v) in props {
+        match prop.as_str() {
+            "shift" if v == "auto" => {
+                return Err("-icount shift=auto follows the host's speed, so that no run repeats: give the nanoseconds of an instruction, \
+                            shift=N for 2^N (0 to 10)"
+                    .into());
+            }
+            "shift" => {
+                shift = Some(v.parse::<u32>().ok().filter(|n| *n <= 10).ok_or_else(|| {
+                    format!(
+                        "-icount shift={v}: 0 to 10 are possible, for instructions of 1 to 1024 nanoseconds"
+                    )
+                })?);
+            }
+            "sleep" => sleep = on_off("-icount sleep", &v)?,
+            "align" if !on_off("-icount align", &v)? => {}
+            "align" => {
+                return Err("-icount align=on is not supported: counted time is never held back to the host's clock while the guest \
+                            executes; leave it out"
+                    .into());
+            }
+            "rr" | "rrfile" | "rrsnapshot" => {
+                return Err(format!(
+                    "-icount {prop}=: there is no recording of input yet; runs without input from outside repeat without it"
+                ));
+            }
+            p => return unknown_prop("-icount", p, &["shift", "sleep", "align"]),
+        }
+    }
+    let shift = shift.ok_or("-icount: shift=N is missing: an instruction takes 2^N nanoseconds (0 to 10)")?;
+    c.deterministic = true;
+    c.instruction_ns = 1 << shift;
+    c.sleep_when_idle = sleep;
+    Ok(())
 }
 
 fn irqchip(value: &str) -> Result<KernelIrqchip, String> {

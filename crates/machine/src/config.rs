@@ -23,6 +23,10 @@ pub enum Accel {
 }
 
 impl Accel {
+    /// The software CPU as fast as it goes here: translating, or interpreting on a host that has no executable memory for us.
+    pub fn software() -> Vec<Accel> {
+        vec![Accel::Jit { stats: false, log: false }, Accel::Interp]
+    }
     /// The name on the command line.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -99,6 +103,14 @@ pub struct Config {
     pub accels: Vec<Accel>,
     /// Time from the instruction count, so that runs repeat exactly (software CPU only).
     pub deterministic: bool,
+    /// Deterministic machines: nanoseconds that an instruction takes.
+    pub instruction_ns: u64,
+    /// Deterministic machines: when all processors wait, wait for the host's clock as long as the next timer is away; else it is then at once.
+    pub sleep_when_idle: bool,
+    /// The software CPU's processors take turns on one thread, deterministic or not.
+    pub turns: bool,
+    /// Bytes of memory for translated code, all processors' together; None: 64 MiB each.
+    pub code_cache: Option<u64>,
     /// `kernel-irqchip`.
     pub irqchip: KernelIrqchip,
     /// `-cpu`.
@@ -150,11 +162,15 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// One processor, 128 MiB, no serial port, no firmware.
+    /// One processor, translated where the host can, 128 MiB, no serial port, no firmware.
     fn default() -> Self {
         Config {
-            accels: vec![Accel::Interp],
+            accels: Accel::software(),
             deterministic: false,
+            instruction_ns: 10,
+            sleep_when_idle: false,
+            turns: false,
+            code_cache: None,
             irqchip: KernelIrqchip::Split,
             cpu: None,
             cpus: 1,

@@ -7,7 +7,7 @@ use hyaline_device::{Cx, Slot, Source};
 use hyaline_devices::intc::cerr::Cerr;
 use hyaline_devices::intc::lapic::{self, Lapic};
 use hyaline_space::AddressSpace;
-use hyaline_x86::env::{Env, Signals};
+use hyaline_x86::env::{Env, Peers, Signals};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +47,8 @@ pub struct CpuEnv {
     pub index: u8,
     /// Its request word.
     pub signals: Arc<Signals>,
+    /// All processors' request words.
+    pub peers: Arc<Peers>,
     /// Its local APIC; None when the accelerator has it.
     pub lapic: Option<Arc<Slot>>,
     /// The 8259 pair, which answers for the local APIC's ExtINT.
@@ -67,6 +69,7 @@ impl CpuEnv {
             ports: pc.ports.clone(),
             index,
             signals: pc.cpus[n].signals.clone(),
+            peers: pc.peers.clone(),
             lapic: pc.lapics.get(n).cloned(),
             pic: pc.pic.clone(),
             cerr: pc.cerr.clone(),
@@ -102,6 +105,9 @@ impl Env for CpuEnv {
     }
     fn index(&self) -> u8 {
         self.index
+    }
+    fn peers(&self) -> Option<&Arc<Peers>> {
+        Some(&self.peers)
     }
     fn at(&mut self, icount: u64) {
         self.catch_up(icount);

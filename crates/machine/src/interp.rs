@@ -1,10 +1,13 @@
-//! Runs the processors of a machine on the software CPU: in turns, on the calling thread.
+//! Runs the processors of a machine on the software CPU: on a host thread each, or in turns on the calling thread where the order counts
+//! (deterministic machines, runs of so many instructions, a debugger's steps).
 
-use crate::chassis::{Core, Event, LogKind, Unpark};
+use crate::chassis::{Core, CpuPort, Event, LogKind, Unpark};
 use crate::clock::TimeBase;
+use crate::config::{Accel, Config};
 use crate::cpu_env::{Count, CpuEnv};
 use crate::debug::{Resume, Stopped, Why};
 use crate::pc::Pc;
+use crate::threads::{self, Next, Vcpu};
 use hyaline_space::{AddressSpace, Listener, Section};
 use hyaline_x86::env::Signals;
 use hyaline_x86::state::{Activity, CpuState, EventKind, Injected, efer};
@@ -13,7 +16,7 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Instructions a processor executes in its turn when there are several.
 const TURN: u64 = 20_000;
@@ -33,6 +36,10 @@ pub(crate) struct Interp {
     left: u64,
     /// Count of executed instructions at which [`Interp::run`] comes back.
     pub(crate) stop_at: u64,
+    /// Always in turns.
+    turns: bool,
+    /// With counted time: an idle machine waits for the host's clock, it does not skip to the next timer.
+    sleep: bool,
     /// Print what the translators did at the end.
     stats: bool,
     /// How a debugger wants each processor to run.
@@ -161,7 +168,7 @@ impl CpuLog for CpuLogger {
 
 impl Interp {
     /// Makes the processors, at reset.
-    pub(crate) fn new(pc: &Pc, model: impl Fn(u8) -> Arc<CpuModel>) -> Interp {
+    pub(crate) fn new(pc: &Pc, config: &Config, model: impl Fn(u8) -> Arc<CpuModel>) -> Interp {
         let cpus = (0..pc.cpus.len() as u8)
             .map(|n| Cpu::new(CpuState::at_reset(n == 0), Box::new(CpuEnv::new(pc, n)), model(n)));
         let cpus: Vec<Cpu> = cpus.collect();
@@ -174,6 +181,8 @@ impl Interp {
             turn: 0,
             left: 0,
             stop_at: u64::MAX,
+            turns: config.turns || config.deterministic,
+            sleep: config.sleep_when_idle,
             stats: false,
             resume: Vec::new(),
             resumed: false,
@@ -182,11 +191,36 @@ impl Interp {
         }
     }
 
+    /// Chooses how the processors execute: as the first of `accels` (KVM's left out) that this host can. Gives which it is.
+    pub(crate) fn choose(&mut self, config: &Config, remarks: &mut Vec<String>) -> Result<Accel, String> {
+        let mut why = None;
+        for accel in &config.accels {
+            match accel {
+                Accel::Kvm => {}
+                Accel::Interp => {
+                    remarks.extend(why.take().map(|e| {
+                        format!("{e}; going on with the interpreter, which is several times slower")
+                    }));
+                    return Ok(Accel::Interp);
+                }
+                Accel::Jit { stats, log } => match self.translate(*stats, *log, config.code_cache) {
+                    Ok(()) => return Ok(accel.clone()),
+                    Err(e) => why = Some(format!("-accel jit: {e}")),
+                },
+            }
+        }
+        why.map_or(Ok(Accel::Interp), Err)
+    }
+
     /// Lets the processors translate what runs often.
-    pub(crate) fn translate(&mut self, stats: bool, log_code: bool) -> Result<(), JitError> {
+    fn translate(&mut self, stats: bool, log_code: bool, cache: Option<u64>) -> Result<(), JitError> {
+        let mut options = JitOptions { log_code, drop_locks: self.cpus.len() == 1, ..JitOptions::default() };
+        if let Some(bytes) = cache {
+            options.cache_bytes = usize::try_from(bytes).unwrap_or(usize::MAX) / self.cpus.len();
+        }
+        self.cpus.iter_mut().try_for_each(|cpu| cpu.set_tier(Tier::Jit(options)))?;
         self.stats = stats;
-        let options = JitOptions { log_code, drop_locks: self.cpus.len() == 1, ..JitOptions::default() };
-        self.cpus.iter_mut().try_for_each(|cpu| cpu.set_tier(Tier::Jit(options)))
+        Ok(())
     }
 
     /// Logs what the processors do: interrupts and exceptions, code as it is decoded.
@@ -218,7 +252,43 @@ impl Interp {
     }
 
     /// Runs until an event waits, and gives it.
-    pub(crate) fn run(&mut self, cpus: &[Arc<crate::chassis::CpuPort>]) -> Event {
+    pub(crate) fn run(&mut self, cpus: &[Arc<CpuPort>]) -> Event {
+        let stepping = (0..self.cpus.len()).any(|n| self.how(n) == Resume::Step);
+        if self.turns || stepping || self.stop_at != u64::MAX {
+            self.run_in_turns(cpus)
+        } else {
+            self.run_threads(cpus)
+        }
+    }
+
+    /// Runs all processors at the same time, each on a thread of its own.
+    fn run_threads(&mut self, ports: &[Arc<CpuPort>]) -> Event {
+        if std::mem::take(&mut self.resumed) {
+            self.leave_breakpoints(None);
+        }
+        let core = self.core.clone();
+        let (resume, breakpoints) = (&self.resume, &self.breakpoints);
+        let mut vcpus = Vec::new();
+        for (n, (cpu, port)) in self.cpus.iter_mut().zip(ports).enumerate() {
+            if resume.get(n) == Some(&Resume::Stay) {
+                continue;
+            }
+            let (core, number) = (&*core, n as u8);
+            let accel = if cpu.jit_stats().is_some() { "jit" } else { "interp" };
+            let go_on = Box::new(move || match cpu.run(u64::MAX) {
+                Exit::Budget | Exit::Kicked => Next::Again,
+                Exit::Halted | Exit::WaitForSipi => Next::Sleep,
+                exit => {
+                    tell(core, n, cpu, exit, Resume::Run, breakpoints);
+                    Next::End
+                }
+            });
+            vcpus.push(Vcpu { number, accel, port, kick: None, go_on });
+        }
+        threads::run(&core, vcpus)
+    }
+
+    fn run_in_turns(&mut self, cpus: &[Arc<CpuPort>]) -> Event {
         let thread = std::thread::current();
         for port in cpus {
             port.set_waker(Some(Arc::new(Unpark(thread.clone()))));
@@ -310,27 +380,8 @@ impl Interp {
         let waits = match exit {
             Exit::Budget | Exit::Kicked => false,
             Exit::Halted | Exit::WaitForSipi => true,
-            Exit::Shutdown => {
-                cpu.state.activity = Activity::Shutdown;
-                self.core.event(Event::TripleFault(index as u8));
-                true
-            }
-            Exit::Reset => {
-                self.core.event(Event::Reset("processor".into()));
-                true
-            }
-            Exit::Debug(stop) => {
-                let why = match stop {
-                    DebugStop::Breakpoint
-                        if how == Resume::Step && !self.breakpoints.contains(&linear_rip(&cpu.state)) =>
-                    {
-                        Why::Step
-                    }
-                    DebugStop::Breakpoint => Why::Breakpoint { address: linear_rip(&cpu.state) },
-                    DebugStop::Step => Why::Step,
-                    DebugStop::Watchpoint { address, is_write } => Why::Watch { address, is_write },
-                };
-                self.core.event(Event::Debug(Stopped { cpu: index as u8, why }));
+            exit => {
+                tell(&self.core, index, cpu, exit, how, &self.breakpoints);
                 true
             }
         };
@@ -395,10 +446,40 @@ impl Interp {
             // The timer thread calls; the time-out is only a safety net.
             std::thread::park_timeout(Duration::from_millis(200));
         } else if next != u64::MAX {
-            self.core.clock.reach(next);
+            let mut until = next;
+            let now = self.core.clock.now();
+            if self.sleep && next > now {
+                // Who calls early (input from outside) finds as much time gone as has.
+                let slept = Instant::now();
+                std::thread::park_timeout(Duration::from_nanos(next - now));
+                until = next.min(now + slept.elapsed().as_nanos() as u64);
+            }
+            self.core.clock.reach(until);
             self.core.timers.fire(self.core.clock.now());
         } else {
             std::thread::park_timeout(Duration::from_millis(200));
+        }
+    }
+}
+
+/// Queues the event that a processor ran into.
+fn tell(core: &Core, index: usize, cpu: &mut Cpu, exit: Exit, how: Resume, breakpoints: &[u64]) {
+    match exit {
+        Exit::Budget | Exit::Kicked | Exit::Halted | Exit::WaitForSipi => {}
+        Exit::Shutdown => {
+            cpu.state.activity = Activity::Shutdown;
+            core.event(Event::TripleFault(index as u8));
+        }
+        Exit::Reset => core.event(Event::Reset("processor".into())),
+        Exit::Debug(stop) => {
+            let address = linear_rip(&cpu.state);
+            let why = match stop {
+                DebugStop::Breakpoint if how == Resume::Step && !breakpoints.contains(&address) => Why::Step,
+                DebugStop::Breakpoint => Why::Breakpoint { address },
+                DebugStop::Step => Why::Step,
+                DebugStop::Watchpoint { address, is_write } => Why::Watch { address, is_write },
+            };
+            core.event(Event::Debug(Stopped { cpu: index as u8, why }));
         }
     }
 }

@@ -1,22 +1,22 @@
 //! Runs the processors of a machine on KVM: a host thread each.
 
-use crate::chassis::{ApicSink, Core, CpuPort, Event, Waker};
+use crate::chassis::{ApicSink, Core, CpuPort, Event};
 use crate::config::KernelIrqchip;
 use crate::cpu_env::CpuEnv;
 use crate::debug::{Resume, Stopped, Why};
 use crate::pc::Pc;
+use crate::threads::{self, Next, Vcpu};
 use hyaline_device::{ApicMessage, Slot};
 use hyaline_devices::intc::lapic::Lapic;
 use hyaline_kvm::cpuid::{CpuidLeaf, host_model};
 use hyaline_kvm::{
-    DebugCause, DebugControl, DebugStop, Exit, Gsi, Irqchip, KickHandle, Kvm, KvmError, KvmVcpu, KvmVm,
-    LapicPage, SystemEvent, VmOptions, Watch,
+    DebugCause, DebugControl, DebugStop, Exit, Gsi, Irqchip, Kvm, KvmError, KvmVcpu, KvmVm, LapicPage,
+    SystemEvent, VmOptions, Watch,
 };
 use hyaline_x86::CpuModel;
 use hyaline_x86::cpuid::{Accelerator, HostCpu, Leaf};
 use hyaline_x86::state::CpuState;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, Thread};
+use std::sync::Arc;
 
 /// The processors of one machine on KVM.
 pub(crate) struct KvmEngine {
@@ -37,21 +37,6 @@ struct Debug {
     control: DebugControl,
     /// Where it has put INT3.
     software: Vec<u64>,
-}
-
-/// Wakes a vCPU thread, in the guest or out of it.
-struct Wake {
-    handle: KickHandle,
-    thread: Mutex<Option<Thread>>,
-}
-
-impl Waker for Wake {
-    fn wake(&self) {
-        self.handle.notify();
-        if let Some(t) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
-            t.unpark();
-        }
-    }
 }
 
 /// Messages for local APICs in the kernel.
@@ -320,36 +305,24 @@ impl KvmEngine {
     /// Runs all vCPUs, each on a thread of its own, until an event waits, and gives it.
     pub(crate) fn run(&mut self, ports: &[Arc<CpuPort>], ioapic: &Arc<Slot>) -> Event {
         let core = self.core.clone();
-        let vm = self.vm.clone();
-        let debug = &self.debug;
-        std::thread::scope(|scope| {
-            for (n, ((vcpu, env), port)) in self.vcpus.iter_mut().zip(ports).enumerate() {
-                if self.resume.get(n) == Some(&Resume::Stay) {
-                    continue;
-                }
-                let wake = Arc::new(Wake { handle: vcpu.kick_handle(), thread: Mutex::new(None) });
-                port.set_waker(Some(wake.clone()));
-                let (own, vm, ioapic) = (core.clone(), vm.clone(), ioapic.clone());
-                let body = move || {
-                    *wake.thread.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(std::thread::current());
-                    drive(n as u8, vcpu, env, &own, &vm, &ioapic, debug);
-                };
-                let thread = Builder::new().name(format!("vcpu{n}/kvm")).spawn_scoped(scope, body);
-                if let Err(e) = thread {
-                    core.event(Event::Failed(format!("the thread of processor {n} can't be started: {e}")));
-                    break;
-                }
+        let (vm, debug) = (&*self.vm, &self.debug);
+        let mut vcpus = Vec::new();
+        for (n, ((vcpu, env), port)) in self.vcpus.iter_mut().zip(ports).enumerate() {
+            if self.resume.get(n) == Some(&Resume::Stay) {
+                continue;
             }
-            core.wait_event();
-        });
+            let (number, kick, core) = (n as u8, Some(vcpu.kick_handle()), &*core);
+            let go_on = Box::new(move || go_on(number, vcpu, env, core, vm, ioapic, debug));
+            vcpus.push(Vcpu { number, accel: "kvm", port, kick, go_on });
+        }
+        let event = threads::run(&core, vcpus);
         self.collect_remarks();
-        core.take_event().unwrap_or(Event::Stop)
+        event
     }
 }
 
-/// One vCPU, until an event waits.
-fn drive(
+/// Lets one vCPU run up to its next exit that is not an access.
+fn go_on(
     n: u8,
     vcpu: &mut KvmVcpu,
     env: &mut CpuEnv,
@@ -357,48 +330,43 @@ fn drive(
     vm: &KvmVm,
     ioapic: &Arc<Slot>,
     debug: &Debug,
-) {
-    while !core.has_event() {
-        match vcpu.run(env) {
-            Exit::Kicked => {}
-            Exit::Halted | Exit::WaitForSipi => {
-                if env.signals.pending() == 0 && !core.has_event() {
-                    std::thread::park_timeout(std::time::Duration::from_millis(200));
+) -> Next {
+    match vcpu.run(env) {
+        Exit::Kicked => {}
+        Exit::Halted | Exit::WaitForSipi => return Next::Sleep,
+        Exit::Shutdown => {
+            core.event(Event::TripleFault(n));
+            return Next::End;
+        }
+        Exit::ApicEoi { vector } => {
+            ioapic.message(&ApicMessage::Eoi { vector });
+        }
+        Exit::Debug(stop) => match debug.why(&stop) {
+            Some(why) => core.event(Event::Debug(Stopped { cpu: n, why })),
+            // An INT3 of the guest's own.
+            None if stop.cause == DebugCause::Software => {
+                if let Err(e) = vcpu.inject_breakpoint() {
+                    core.log(crate::chassis::LogKind::GuestError, "kvm", &e.to_string());
                 }
             }
-            Exit::Shutdown => {
-                core.event(Event::TripleFault(n));
-                return;
+            None => {}
+        },
+        // What the kernel doesn't know gets a general-protection fault, as on a processor without it.
+        Exit::ReadMsr { .. } | Exit::WriteMsr { .. } => vcpu.complete_msr(None),
+        Exit::System(SystemEvent::Reset) => core.event(Event::Reset("the kernel's system event".into())),
+        Exit::System(SystemEvent::Crash) => core.event(Event::GuestPanicked),
+        Exit::System(SystemEvent::PowerOff) => core.event(Event::PowerOff),
+        Exit::System(other) => {
+            core.event(Event::Failed(format!("processor {n}: the guest asked for {other:?}")))
+        }
+        Exit::Failed(failure) => {
+            let mut text = format!("processor {n}: {failure}");
+            for e in vm.take_errors() {
+                text.push_str(&format!("\n{e}"));
             }
-            Exit::ApicEoi { vector } => {
-                ioapic.message(&ApicMessage::Eoi { vector });
-            }
-            Exit::Debug(stop) => match debug.why(&stop) {
-                Some(why) => core.event(Event::Debug(Stopped { cpu: n, why })),
-                // An INT3 of the guest's own.
-                None if stop.cause == DebugCause::Software => {
-                    if let Err(e) = vcpu.inject_breakpoint() {
-                        core.log(crate::chassis::LogKind::GuestError, "kvm", &e.to_string());
-                    }
-                }
-                None => {}
-            },
-            // What the kernel doesn't know gets a general-protection fault, as on a processor without it.
-            Exit::ReadMsr { .. } | Exit::WriteMsr { .. } => vcpu.complete_msr(None),
-            Exit::System(SystemEvent::Reset) => core.event(Event::Reset("the kernel's system event".into())),
-            Exit::System(SystemEvent::Crash) => core.event(Event::GuestPanicked),
-            Exit::System(SystemEvent::PowerOff) => core.event(Event::PowerOff),
-            Exit::System(other) => {
-                core.event(Event::Failed(format!("processor {n}: the guest asked for {other:?}")))
-            }
-            Exit::Failed(failure) => {
-                let mut text = format!("processor {n}: {failure}");
-                for e in vm.take_errors() {
-                    text.push_str(&format!("\n{e}"));
-                }
-                core.event(Event::Failed(text));
-                return;
-            }
+            core.event(Event::Failed(text));
+            return Next::End;
         }
     }
+    Next::Again
 }

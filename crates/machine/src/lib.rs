@@ -18,6 +18,7 @@ pub mod pc;
 pub mod report;
 mod snapshot;
 pub mod state_file;
+mod threads;
 mod watching;
 
 pub use devices::{check as device_check, help as device_help};

@@ -111,6 +111,7 @@ pub struct Machine {
     pub booted: String,
     firmware: Option<Vec<u8>>,
     pub(crate) engine: Engine,
+    accel: Accel,
     pub(crate) planted: crate::debug::Planted,
     timers: Option<JoinHandle<()>>,
 }
@@ -133,10 +134,14 @@ impl Machine {
             }
             RtcBase::Fixed(seconds) => Some(seconds * 1_000_000_000),
         };
-        // A deterministic machine starts at a fixed time unless told otherwise, counts ten nanoseconds an instruction, and draws
+        // A deterministic machine starts at a fixed time unless told otherwise, counts nanoseconds by the instruction, and draws
         // its random numbers from a fixed sequence.
         let (base, wall, seed) = if config.deterministic {
-            (TimeBase::Instructions(10), wall.or(Some(1_767_225_600_000_000_000)), Some(1))
+            (
+                TimeBase::Instructions(config.instruction_ns.max(1)),
+                wall.or(Some(1_767_225_600_000_000_000)),
+                Some(1),
+            )
         } else {
             (TimeBase::Host, wall, None)
         };
@@ -148,6 +153,7 @@ impl Machine {
             (_, KernelIrqchip::On) => Chips::AllInKernel,
         };
         let pc = Pc::new(&config, core.clone(), firmware.as_deref(), chips)?;
+        let mut chosen = Accel::Kvm;
         let engine = match kvm {
             Some(kvm) => {
                 let engine = KvmEngine::new(&kvm, &pc, config.irqchip, config.cpu.as_deref())
@@ -161,13 +167,8 @@ impl Machine {
                 remarks.extend(model.warnings().iter().map(|w| format!("-cpu {spec}: {w}")));
                 let topology = Topology { sockets: 1, cores: u32::from(config.cpus), threads: 1 };
                 let model = Arc::new(model.with_tsc_hz(TSC_HZ).with_topology(topology));
-                let mut interp = Interp::new(&pc, |_| model.clone());
-                let software = config.accels.iter().find(|a| !matches!(a, Accel::Kvm));
-                if let Some(Accel::Jit { stats, log }) = software {
-                    interp
-                        .translate(*stats, *log)
-                        .map_err(|e| MachineError::Accel(format!("-accel jit: {e}")))?;
-                }
+                let mut interp = Interp::new(&pc, &config, |_| model.clone());
+                chosen = interp.choose(&config, &mut remarks).map_err(MachineError::Accel)?;
                 Engine::Interp(Box::new(interp))
             }
         };
@@ -175,10 +176,7 @@ impl Machine {
         let clock = RecorderClock { core: core.clone(), durations: durations.clone() };
         let recorder = Recorder::new(usize::from(config.cpus), Box::new(clock));
         let guest = crate::watching::guest(&config.symbols, &pc)?;
-        let software = config.accels.iter().find(|a| !matches!(a, Accel::Kvm)).cloned();
-        let accel =
-            if matches!(engine, Engine::Kvm(_)) { Accel::Kvm } else { software.unwrap_or(Accel::Interp) };
-        let reporter = Arc::new(Reporter::new(&config, &pc, &recorder, &guest, &accel));
+        let reporter = Arc::new(Reporter::new(&config, &pc, &recorder, &guest, &chosen));
         crate::watching::inject(&config, &pc).map_err(MachineError::Trace)?;
         let mut machine = Machine {
             guest,
@@ -194,6 +192,7 @@ impl Machine {
             booted: String::new(),
             firmware,
             engine,
+            accel: chosen,
             planted: Default::default(),
             timers: None,
         };
@@ -304,13 +303,7 @@ impl Machine {
 
     /// Who executes the guest.
     pub fn accel(&self) -> Accel {
-        match &self.engine {
-            Engine::Interp(_) => match self.config.accels.iter().find(|a| !matches!(a, Accel::Kvm)) {
-                Some(accel) => accel.clone(),
-                None => Accel::Interp,
-            },
-            Engine::Kvm(_) => Accel::Kvm,
-        }
+        self.accel.clone()
     }
 
     /// Instructions executed so far, where they are counted.

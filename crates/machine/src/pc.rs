@@ -26,6 +26,7 @@ use hyaline_devices::timer::i8254::I8254;
 use hyaline_devices::timer::mc146818::{Contents, Mc146818};
 use hyaline_ram::RamBlock;
 use hyaline_space::{Actor, AddressSpace, Io, IoError, Limits, Origin, Region};
+use hyaline_x86::env::Peers;
 use hyaline_x86::env::Signals;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +91,8 @@ pub struct Pc {
     pub cpus: Vec<Arc<CpuPort>>,
     /// Where a deterministic machine's instruction count becomes time.
     pub count: Arc<Count>,
+    /// The processors as they see each other.
+    pub peers: Arc<Peers>,
     /// Serial ports COM1 to COM4.
     pub serials: Vec<Option<Arc<Slot>>>,
     /// Debug console.
@@ -250,6 +253,7 @@ impl Pc {
             cpus.push(core.add_cpu(CpuPort::new(lapic.clone())));
             lapics.extend(lapic);
         }
+        let peers = Peers::new(cpus.iter().map(|c| c.signals.clone()).collect());
         let fw_cfg = slot("fw_cfg", Box::new(FwCfg::new()), id);
         let next_id = *id;
         let tables = acpi::Tables::new(&acpi::Config {
@@ -276,6 +280,7 @@ impl Pc {
             lapics,
             cpus,
             count: Arc::default(),
+            peers,
             serials: Vec::new(),
             debugcon: None,
             fw_cfg,

@@ -3,6 +3,11 @@
 //! Shared by all processors of a machine. A page's 64 lines of 64 bytes are a bit mask: a bit is set when a processor keeps something
 //! made from that line. Whoever writes to a marked line advances the page's version and clears the marks, which makes all that was
 //! made from the page void; one process-wide [`epoch`] tells processors that there is something to check again.
+//!
+//! Processors write to pages without code directly, without a word to this map. So a page also has a bit for each processor that may
+//! do that ([`CodeMap::own`], [`CodeMap::may_write`]): who finds another's bit at a page that it has marked may not keep anything made
+//! from the page until that processor has given the page up ([`CodeMap::disown`]). Of a processor that wants to write directly and one that marks
+//! at the same time at least one sees the other: each first sets its own bits and then looks at the other's, all sequentially consistent.
 
 use crate::PAGE_SIZE;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
@@ -10,7 +15,7 @@ use std::sync::{Mutex, OnceLock};
 
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
-/// A number that changes whenever marked code was written to, or a page that had no marks got some, in any block of the process.
+/// A number that changes whenever marked code was written to, in any block of the process.
 #[inline(always)]
 pub fn epoch() -> u64 {
     EPOCH.load(Ordering::Relaxed)
@@ -55,6 +60,24 @@ struct Chunk {
     /// again.
     guard: [AtomicU8; CHUNK],
     version: [AtomicU32; CHUNK],
+    /// Processors (by number modulo 32) that may write to the page directly.
+    writers: [AtomicU32; CHUNK],
+}
+
+impl Chunk {
+    fn new() -> Box<Chunk> {
+        Box::new(Chunk {
+            lines: std::array::from_fn(|_| AtomicU64::new(0)),
+            guard: std::array::from_fn(|_| AtomicU8::new(0)),
+            version: std::array::from_fn(|_| AtomicU32::new(0)),
+            writers: std::array::from_fn(|_| AtomicU32::new(0)),
+        })
+    }
+}
+
+/// A processor's bit in [`CodeMap::may_write`].
+pub fn writer(processor: u8) -> u32 {
+    1 << (processor & 31)
 }
 
 /// The code marks of one block. Offsets are bytes from the block's start; those outside of it have no code.
@@ -108,26 +131,44 @@ impl CodeMap {
         self.chunk(offset).map_or(0, |(c, i)| c.version[i].load(Ordering::Acquire))
     }
 
-    /// Marks lines of the page at `offset`. To be called before the bytes are read. Gives the page's version, to be kept with
-    /// what is made from the bytes, and whether the page was not guarded before: then nobody may go on writing to it unseen.
-    pub fn mark(&self, offset: u64, lines: u64) -> (u32, bool) {
+    #[inline]
+    fn cell(&self, offset: u64) -> Option<(&Chunk, usize)> {
         let page = (offset / PAGE_SIZE) as usize;
-        let Some(cell) = self.chunks.get(page / CHUNK) else { return (0, false) };
-        let chunk = cell.get_or_init(|| {
-            Box::new(Chunk {
-                lines: std::array::from_fn(|_| AtomicU64::new(0)),
-                guard: std::array::from_fn(|_| AtomicU8::new(0)),
-                version: std::array::from_fn(|_| AtomicU32::new(0)),
-            })
-        });
+        Some((self.chunks.get(page / CHUNK)?.get_or_init(Chunk::new), page % CHUNK))
+    }
+
+    /// Marks lines of the page at `offset`. To be called before the bytes are read, and before [`CodeMap::may_write`] is asked. Gives the page's
+    /// version, to be kept with what is made from the bytes.
+    pub fn mark(&self, offset: u64, lines: u64) -> u32 {
+        let Some((chunk, i)) = self.cell(offset) else { return 0 };
         self.any.store(true, Ordering::Relaxed);
-        let version = chunk.version[page % CHUNK].load(Ordering::Acquire);
-        let fresh = chunk.lines[page % CHUNK].fetch_or(lines, Ordering::SeqCst) == 0
-            && chunk.guard[page % CHUNK].load(Ordering::SeqCst) == 0;
-        if fresh {
-            EPOCH.fetch_add(1, Ordering::SeqCst);
+        let version = chunk.version[i].load(Ordering::Acquire);
+        if chunk.lines[i].load(Ordering::SeqCst) & lines != lines {
+            chunk.lines[i].fetch_or(lines, Ordering::SeqCst);
         }
-        (version, fresh)
+        version
+    }
+
+    /// The processors (bits, see [`writer`]) that may write to the page at `offset` without saying so.
+    #[inline]
+    pub fn may_write(&self, offset: u64) -> u32 {
+        self.chunk(offset).map_or(0, |(c, i)| c.writers[i].load(Ordering::SeqCst))
+    }
+
+    /// A processor is going to write to the page at `offset` directly. False: it must not, because the page is guarded.
+    pub fn own(&self, offset: u64, writer: u32) -> bool {
+        let Some((chunk, i)) = self.cell(offset) else { return true };
+        if chunk.writers[i].load(Ordering::SeqCst) & writer == 0 {
+            chunk.writers[i].fetch_or(writer, Ordering::SeqCst);
+        }
+        !self.guarded(offset)
+    }
+
+    /// A processor does not write to the page at `offset` directly any more.
+    pub fn disown(&self, offset: u64, writer: u32) {
+        if let Some((chunk, i)) = self.chunk(offset) {
+            chunk.writers[i].fetch_and(!writer, Ordering::SeqCst);
+        }
     }
 
     /// Says that `len` bytes from `offset` have been written. True when that hit marked code.
@@ -186,8 +227,7 @@ mod tests {
     fn only_marked_lines_count() {
         let map = CodeMap::new(4 << 20);
         assert!(!map.written(0, 100));
-        let (version, fresh) = map.mark(0x3040, line_mask(0x3040, 0x41));
-        assert!(fresh);
+        let version = map.mark(0x3040, line_mask(0x3040, 0x41));
         assert_eq!(map.lines(0x3fff), 0b110);
         assert!(!map.written(0x3000, 64), "the line before");
         assert!(!map.written(0x30c0, 64), "the line after");
@@ -197,14 +237,29 @@ mod tests {
         assert_eq!((map.version(0x3000), map.lines(0x3000)), (version + 1, 0));
         assert!(epoch() > before);
         assert!(map.guarded(0x3000));
-        assert!(!map.mark(0x3040, line_mask(0x3040, 1)).1, "guarded: nobody writes to it unseen");
+        map.mark(0x3040, line_mask(0x3040, 1));
         assert!(map.written(0x3040, 1));
         for _ in 0..GUARD {
             assert!(map.guarded(0x3000) && !map.written(0x3000, 1));
         }
-        assert!(!map.guarded(0x3000) && map.mark(0x3040, line_mask(0x3040, 1)).1);
+        assert!(!map.guarded(0x3000));
+        map.mark(0x3040, line_mask(0x3040, 1));
         assert!(map.written(0x3040, 1));
         assert!(!map.written(8 << 20, 4) && !map.written(u64::MAX - 2, 4));
+    }
+
+    #[test]
+    fn who_marks_and_who_writes_directly_see_each_other() {
+        let map = CodeMap::new(4 << 20);
+        assert_eq!(map.may_write(0x5000), 0);
+        assert!(map.own(0x5000, writer(1)) && map.own(0x5fff, writer(3)));
+        assert_eq!(map.may_write(0x5800), 0b1010);
+        map.mark(0x5000, 1);
+        assert!(!map.own(0x5000, writer(0)), "it holds code");
+        assert_eq!(map.may_write(0x5000), 0b1011, "and the bit tells that it was wanted");
+        map.disown(0x5000, writer(1));
+        assert_eq!((map.may_write(0x5000), map.may_write(0x6000)), (0b1001, 0));
+        assert!(map.own(8 << 20, writer(0)), "outside there is no code");
     }
 
     #[test]

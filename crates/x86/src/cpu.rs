@@ -2,7 +2,7 @@
 
 use crate::block::{Block, BlockCache, MAX_INSNS, Source};
 use crate::decode::{Ea, Insn, Mode, insn_flag};
-use crate::env::{CpuLog, Env, Signals};
+use crate::env::{CpuLog, Env, Peers, Signals};
 use crate::fault::{DebugStop, Exec, Exit, Fault};
 use crate::jit::{Jit, JitError, JitStats, Tier};
 use crate::native::mem::PAGE;
@@ -12,8 +12,9 @@ use crate::sys::cpuid::CpuModel;
 use crate::sys::{debug, event, reset, smm};
 use crate::template::Templates;
 use crate::tlb::{Backing, Mmu, View};
+use hyaline_ram::RamBlock;
 use hyaline_space::ExitKind;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// What the fast path of a memory access needs of a segment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +91,10 @@ pub struct Cpu {
     /// The code epoch that was dealt with.
     pub(crate) epoch: u64,
     pub(crate) signals: Arc<Signals>,
+    /// The other processors; None where there is but one.
+    peers: Option<Arc<Peers>>,
+    /// This processor's bit among those that write to a page directly.
+    pub(crate) writer: u32,
     blocks: Option<Box<BlockCache>>,
     templates: Templates,
     /// The loop that runs blocks stops before one that was begun so often, and sets `hot`.
@@ -97,8 +102,6 @@ pub struct Cpu {
     /// It did.
     pub(crate) hot: bool,
     pub(crate) jit: Option<Box<Jit>>,
-    /// The run in progress uses the translator.
-    translating: bool,
 }
 
 /// RFLAGS bits that `mode_changed` depends on.
@@ -112,6 +115,8 @@ impl Cpu {
     /// A processor in the given state.
     pub fn new(state: CpuState, env: Box<dyn Env>, model: Arc<CpuModel>) -> Cpu {
         let signals = env.signals().clone();
+        let peers = env.peers().filter(|p| p.several()).cloned();
+        let writer = hyaline_ram::code::writer(env.index());
         let mut cpu = Cpu {
             state,
             env,
@@ -144,12 +149,13 @@ impl Cpu {
             limit_seen: 0,
             epoch: hyaline_ram::code::epoch(),
             signals,
+            peers,
+            writer,
             blocks: Some(Box::new(BlockCache::new())),
             templates: Templates::new(),
             heat_limit: None,
             hot: false,
             jit: None,
-            translating: false,
         };
         cpu.mode_changed();
         cpu.adopt_flags();
@@ -165,7 +171,7 @@ impl Cpu {
         self.adopt_flags();
         self.mode_changed();
         let end = self.state.icount.saturating_add(budget);
-        self.translating = self.jit.is_some();
+        self.come_in();
         let exit = match self.jit.take() {
             Some(mut jit) if !self.stops.armed() => {
                 let exit = jit.run(self, &mut cache, end);
@@ -181,8 +187,57 @@ impl Cpu {
         };
         self.materialize_flags();
         self.settle();
+        self.signals.leave();
         self.blocks = Some(cache);
         exit
+    }
+
+    /// From here on this processor may execute instructions without looking at its requests first.
+    fn come_in(&mut self) {
+        loop {
+            self.signals.enter();
+            let pending = self.signals.pending();
+            if pending & Signals::CODE != 0 {
+                self.give_up_pages();
+            }
+            let Some(peers) = self.peers.as_ref().filter(|_| pending & Signals::EXCLUSIVE != 0) else {
+                return;
+            };
+            self.signals.leave();
+            drop(peers.exclusive.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Does something to memory while no other processor executes instructions.
+    pub(crate) fn exclusively<R>(&mut self, f: impl FnOnce(&mut Cpu) -> R) -> R {
+        let Some(peers) = self.peers.clone() else { return f(self) };
+        // Outside while it waits: another one may be waiting for this one.
+        self.signals.leave();
+        let alone = peers.exclusive.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = self.env.index();
+        peers.others(own).for_each(|o| o.raise(Signals::EXCLUSIVE));
+        for other in peers.others(own) {
+            let mut looks = 0_u32;
+            while other.is_inside() {
+                looks += 1;
+                if looks < 200 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            }
+        }
+        let r = f(self);
+        peers.others(own).for_each(|o| o.clear(Signals::EXCLUSIVE));
+        drop(alone);
+        self.come_in();
+        r
+    }
+
+    /// Pages that have become code leave the write tables.
+    #[cold]
+    fn give_up_pages(&mut self) {
+        self.signals.clear(Signals::CODE);
+        for (ram, offset) in self.signals.take_pages() {
+            self.mmu.forbid_writes(&ram, offset);
+            ram.code().disown(offset, self.writer);
+        }
     }
 
     /// Chooses how instructions are executed from now on.
@@ -386,21 +441,11 @@ impl Cpu {
         self.mmu.drop_page(linear);
     }
 
-    /// Code that blocks were made from has been written to by this processor. `before`: the epoch before the write.
+    /// Code that blocks were made from has been written to by this processor.
     #[cold]
-    pub(crate) fn code_changed(&mut self, before: u64) {
-        if !self.translating && self.epoch == before && hyaline_ram::code::epoch() == before + 1 {
-            // Nothing but this write: no page got marks, so none has to leave the write tables. The translator looks at versions when the
-            // epoch changes, so that it has to see the change.
-            self.epoch = before + 1;
-        }
-        // Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
-        self.mmu.renew();
+    pub(crate) fn code_changed(&mut self) {
+        self.catch_up();
         self.stop_at = 0;
-        if hyaline_ram::code::epoch() == self.epoch + 1 {
-            // That was this write's own doing, and is done.
-            self.epoch += 1;
-        }
     }
 
     /// The memory operand's segment and offset.
@@ -485,6 +530,10 @@ impl Cpu {
 
     /// Recomputes `attention` and whatever a system instruction may have changed.
     pub(crate) fn look_around(&mut self) {
+        if self.peers.is_some() {
+            // After an instruction that may be a serializing one: the stores before it are seen by all others (SDM vol. 3A §8.3).
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        }
         if (self.state.rflags ^ self.mode_flags) & MODE_FLAGS != 0 {
             self.mode_changed();
         }
@@ -645,6 +694,10 @@ impl Cpu {
             return Err(Exit::Debug(hit));
         }
         let pending = self.signals.pending();
+        if pending & (Signals::CODE | Signals::EXCLUSIVE) != 0 {
+            self.signals.leave();
+            self.come_in();
+        }
         if pending & Signals::REMAP != 0 {
             self.signals.clear(Signals::REMAP);
             self.invalidate_map();
@@ -772,12 +825,11 @@ impl Cpu {
         }
     }
 
-    /// Somebody wrote to code, or made code of what this processor may write to.
+    /// Somebody wrote to code. Links and jumps are keyed by the windows' generations: all are looked up again, where versions are compared.
     #[cold]
     pub(crate) fn catch_up(&mut self) {
         self.epoch = hyaline_ram::code::epoch();
         self.mmu.renew();
-        self.mmu.forbid_code_writes();
     }
 
     fn mode_number(&self) -> u64 {
@@ -858,7 +910,8 @@ impl Cpu {
         }
     }
 
-    /// The memory that holds the code at a physical address: marked before it is read.
+    /// The memory that holds the code at a physical address: marked before it is read. None: what is made from it can't be kept, because it
+    /// isn't memory, or because another processor may still write to it unseen.
     pub(crate) fn code_source(&mut self, physical: u64, len: u64) -> Option<Source> {
         self.code_lines(physical, hyaline_ram::code::line_mask(physical, len))
     }
@@ -869,17 +922,33 @@ impl Cpu {
         else {
             return None;
         };
-        let ram = self.mmu.physical.block(block)?.clone();
-        let before = hyaline_ram::code::epoch();
-        let (version, fresh) = ram.code().mark(offset, lines);
-        if fresh {
-            self.mmu.forbid_writes(&ram, offset);
-            if self.epoch == before && hyaline_ram::code::epoch() == before + 1 {
-                // That was this processor's own doing, and is done.
-                self.epoch = before + 1;
-            }
+        let ram = self.mmu.physical.block(block)?;
+        let version = ram.code().mark(offset, lines);
+        let writers = ram.code().may_write(offset);
+        let ram = ram.clone();
+        if writers != 0 && !self.claim(&ram, offset, writers) {
+            return None;
         }
         Some(Source { ram, offset, version })
+    }
+
+    /// Sees to it that nobody writes directly to a page that has just been marked. True when that is so already: this processor gives it up at
+    /// once, the others before they execute their next instruction; those that are executing some now are only asked.
+    #[cold]
+    fn claim(&mut self, ram: &Arc<RamBlock>, offset: u64, writers: u32) -> bool {
+        if writers & self.writer != 0 {
+            self.mmu.forbid_writes(ram, offset);
+            ram.code().disown(offset, self.writer);
+        }
+        let Some(peers) = &self.peers else { return true };
+        let mut quiet = true;
+        for n in (0..32_u8).filter(|n| writers & !self.writer & hyaline_ram::code::writer(*n) != 0) {
+            if let Some(other) = peers.get(n) {
+                other.ask_for_page(ram, offset);
+                quiet &= !other.is_inside();
+            }
+        }
+        quiet
     }
 
     /// Decodes the instruction at the start of `bytes`, see [`decode::decode`].
@@ -938,7 +1007,8 @@ impl Cpu {
             }
             if physical + at + len > until {
                 if memory && self.code_source(until, 1).map(|s| s.version) != version {
-                    // Written to meanwhile by another processor: what was read before is void with its version.
+                    // Written to meanwhile by another processor: what was read before is void with its version. Or one that may write to it:
+                    // what was read before may be kept.
                     break;
                 }
                 let keep = (physical + at - from) as usize;

@@ -4,13 +4,20 @@
 //! acknowledge, local APIC registers, time) is behind [`Env`], so that the processor knows no board and no chip.
 
 use crate::state::{CpuState, Injected};
+use hyaline_ram::RamBlock;
 use hyaline_space::AddressSpace;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Requests to one processor, raised by any thread, seen by the processor at its next exit test.
 #[derive(Debug, Default)]
-pub struct Signals(AtomicU32);
+pub struct Signals {
+    word: AtomicU32,
+    /// It executes instructions, or may do so before it looks at the word.
+    inside: AtomicBool,
+    /// Pages that it is asked not to write to directly any more: block and offset.
+    pages: Mutex<Vec<(Arc<RamBlock>, u64)>>,
+}
 
 impl Signals {
     /// A maskable interrupt is deliverable as far as the interrupt controllers are concerned.
@@ -27,33 +34,95 @@ impl Signals {
     pub const KICK: u32 = 1 << 5;
     /// The memory map changed: cached translations of physical addresses are void.
     pub const REMAP: u32 = 1 << 6;
+    /// Pages have become code: [`Signals::take_pages`] has them.
+    pub const CODE: u32 = 1 << 7;
+    /// Another processor wants all memory to itself for a moment.
+    pub const EXCLUSIVE: u32 = 1 << 8;
 
     /// Raises the given bits.
     pub fn raise(&self, bits: u32) {
-        self.0.fetch_or(bits, Ordering::SeqCst);
+        self.word.fetch_or(bits, Ordering::SeqCst);
     }
     /// Raises SIPI with its vector; an earlier one that was not yet taken up wins (SDM vol. 3A §8.4.3).
     pub fn raise_sipi(&self, vector: u8) {
-        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |v| {
+        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |v| {
             (v & Self::SIPI == 0).then_some(v & 0x00ff_ffff | Self::SIPI | u32::from(vector) << 24)
         });
     }
     /// Clears the given bits.
     pub fn clear(&self, bits: u32) {
-        self.0.fetch_and(!bits, Ordering::SeqCst);
+        self.word.fetch_and(!bits, Ordering::SeqCst);
     }
     /// All bits raised now.
     pub fn pending(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.word.load(Ordering::Relaxed)
     }
     /// Takes the pending SIPI's vector, if one waits.
     pub fn take_sipi(&self) -> Option<u8> {
-        let old = self.0.fetch_and(0x00ff_ffff & !Self::SIPI, Ordering::SeqCst);
+        let old = self.word.fetch_and(0x00ff_ffff & !Self::SIPI, Ordering::SeqCst);
         (old & Self::SIPI != 0).then_some((old >> 24) as u8)
+    }
+    /// It is going to execute instructions: from here on nobody may rely on its looking at the word first. What was raised before is
+    /// seen by a look after this.
+    pub fn enter(&self) {
+        self.inside.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+    /// It does not execute instructions any more before it calls [`Signals::enter`] and looks at the word.
+    pub fn leave(&self) {
+        self.inside.store(false, Ordering::SeqCst);
+    }
+    /// Between [`Signals::enter`] and [`Signals::leave`]? Asked after raising a bit, no means that the bit will be seen before the next instruction.
+    pub fn is_inside(&self) -> bool {
+        self.inside.load(Ordering::SeqCst)
+    }
+    fn pages(&self) -> MutexGuard<'_, Vec<(Arc<RamBlock>, u64)>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Asks the processor not to write directly any more to the page at `offset` of `ram`.
+    pub fn ask_for_page(&self, ram: &Arc<RamBlock>, offset: u64) {
+        let mut pages = self.pages();
+        if !pages.iter().any(|(r, o)| *o == offset && Arc::ptr_eq(r, ram)) {
+            pages.push((ram.clone(), offset));
+        }
+        drop(pages);
+        self.raise(Signals::CODE);
+    }
+    /// The pages asked for since the last time.
+    pub fn take_pages(&self) -> Vec<(Arc<RamBlock>, u64)> {
+        std::mem::take(&mut *self.pages())
     }
     /// The word itself, for generated code to test.
     pub fn word(&self) -> &AtomicU32 {
-        &self.0
+        &self.word
+    }
+}
+
+/// The processors of a machine, as they see each other.
+#[derive(Debug)]
+pub struct Peers {
+    /// Request words, by number.
+    signals: Vec<Arc<Signals>>,
+    /// Held by who has all memory to itself.
+    pub(crate) exclusive: Mutex<()>,
+}
+
+impl Peers {
+    /// Processors with these request words, by number.
+    pub fn new(signals: Vec<Arc<Signals>>) -> Arc<Peers> {
+        Arc::new(Peers { signals, exclusive: Mutex::new(()) })
+    }
+    /// Are there several?
+    pub fn several(&self) -> bool {
+        self.signals.len() > 1
+    }
+    /// The request word of a processor.
+    pub fn get(&self, index: u8) -> Option<&Arc<Signals>> {
+        self.signals.get(usize::from(index))
+    }
+    /// The request words of all but one.
+    pub fn others(&self, index: u8) -> impl Iterator<Item = &Arc<Signals>> {
+        self.signals.iter().enumerate().filter(move |(n, _)| *n != usize::from(index)).map(|(_, s)| s)
     }
 }
 
@@ -75,6 +144,10 @@ pub trait Env: Send {
     fn signals(&self) -> &Arc<Signals>;
     /// Number of this processor, 0 for the bootstrap processor; also its initial APIC ID.
     fn index(&self) -> u8;
+    /// All processors of the machine; None where there is but one.
+    fn peers(&self) -> Option<&Arc<Peers>> {
+        None
+    }
     /// Acknowledges the highest-priority interrupt (local APIC first, then the 8259 pair through LINT0 or directly) and
     /// gives its vector; None when it went away.
     fn acknowledge(&mut self) -> Option<u8>;

@@ -5,12 +5,13 @@
 use crate::cpu::Cpu;
 use crate::decode::Insn;
 use crate::fault::{Exec, Fault};
-use crate::native::mem::{PAGE, Scalar};
+use crate::native::mem::{self, PAGE, Scalar};
 use crate::state::{Seg, cr0, cr4, efer};
 use crate::sys::debug;
 use crate::tlb::{Backing, View};
 use hyaline_ram::RamBlock;
 use hyaline_space::{Actor, ExitKind, Origin};
+use std::sync::Arc;
 
 /// An unsigned integer of an operand's width.
 pub(crate) trait Width: Scalar + PartialEq + Eq + std::fmt::Debug + 'static {
@@ -337,6 +338,7 @@ impl Cpu {
             && !readonly
             && ram.logging() == 0
             && !ram.code().guarded(offset)
+            && ram.code().own(offset, self.writer)
         {
             self.mmu.window.fill_write(linear, ram, offset, page.global);
         }
@@ -436,7 +438,19 @@ impl Cpu {
     pub(crate) fn physical_load(&mut self, physical: u64, size: u64) -> u64 {
         if let Backing::Memory { block, offset, .. } = self.mmu.physical.find(physical, self.env.memory()) {
             let at = offset | physical & (PAGE - 1);
-            if let Some(v) = self.mmu.physical.block(block).and_then(|ram| ram.load(at, size as u8)) {
+            let ram = self.mmu.physical.block(block);
+            let v = ram.and_then(|ram| match size {
+                1 => mem::ram_load::<u8>(ram, at).map(u64::from),
+                2 => mem::ram_load::<u16>(ram, at).map(u64::from),
+                4 => mem::ram_load::<u32>(ram, at).map(u64::from),
+                8 => mem::ram_load::<u64>(ram, at),
+                n => {
+                    let mut bytes = [0; 8];
+                    let read = bytes.get_mut(..n as usize).and_then(|b| ram.read(at, b).ok());
+                    read.map(|()| u64::from_le_bytes(bytes))
+                }
+            });
+            if let Some(v) = v {
                 return v;
             }
         }
@@ -449,9 +463,9 @@ impl Cpu {
 
     /// After a write to memory that may hold code: what was made from it is void.
     #[inline]
-    fn after_write(&mut self, hit: bool, before: u64) {
+    fn after_write(&mut self, hit: bool) {
         if hit {
-            self.code_changed(before);
+            self.code_changed();
         }
     }
 
@@ -463,19 +477,18 @@ impl Cpu {
             let at = offset | physical & (PAGE - 1);
             if let Some(ram) = self.mmu.physical.block(block) {
                 let hit = ram_hit(ram, at, size);
-                let before = hyaline_ram::code::epoch();
                 let done = match size {
-                    1 => ram.store_u8(at, value as u8),
-                    2 => ram.store_u16(at, value as u16),
-                    4 => ram.store_u32(at, value as u32),
-                    8 => ram.store_u64(at, value),
+                    1 => mem::ram_store(ram, at, value as u8),
+                    2 => mem::ram_store(ram, at, value as u16),
+                    4 => mem::ram_store(ram, at, value as u32),
+                    8 => mem::ram_store(ram, at, value),
                     n => {
                         let bytes = value.to_le_bytes();
                         bytes.get(..n as usize).and_then(|b| ram.write(at, b).ok())
                     }
                 };
                 if done.is_some() {
-                    self.after_write(hit, before);
+                    self.after_write(hit);
                     return;
                 }
             }
@@ -607,6 +620,9 @@ impl Cpu {
         {
             return Ok(r);
         }
+        if locked {
+            return self.update_locked(seg, off, &mut f);
+        }
         let (linear, old) = self.update_begin::<T>(seg, off)?;
         // The page may have got into the TLB just now.
         if let Some(r) = self.mmu.window.write.update(linear, locked, &mut f) {
@@ -617,6 +633,60 @@ impl Cpu {
         Ok(r)
     }
 
+    /// A locked [`Cpu::update`] that the write table doesn't answer: of a page with code, of a watched one, across a page's end, or of a device (which
+    /// is read and written like any other).
+    #[cold]
+    #[inline(never)]
+    fn update_locked<T: Width, R>(&mut self, seg: Seg, off: u64, f: &mut impl FnMut(T) -> (T, R)) -> Exec<R> {
+        let linear = self.linear(seg, off, T::SIZE, Access::Write)?;
+        self.check_alignment(linear, T::SIZE)?;
+        self.probe_linear(linear, T::SIZE, Access::Write)?;
+        // The page may have got into the TLB just now.
+        if let Some(r) = self.mmu.window.write.update(linear, true, &mut *f) {
+            return Ok(r);
+        }
+        if self.debug_armed {
+            debug::data_access(self, linear, T::SIZE, false);
+            debug::data_access(self, linear, T::SIZE, true);
+        }
+        let here = PAGE - (linear & (PAGE - 1));
+        let first = self.translate(linear, Access::Write, self.view)?.physical;
+        if here >= T::SIZE {
+            if let Some((ram, at)) = self.writable_ram(first) {
+                let hit = ram_hit(&ram, at, T::SIZE);
+                if let Some(r) = mem::ram_update(&ram, at, f) {
+                    self.after_write(hit);
+                    return Ok(r);
+                }
+            }
+            let (new, r) = f(T::from_u64(self.physical_load(first, T::SIZE)));
+            self.physical_store(first, T::SIZE, new.u64());
+            return Ok(r);
+        }
+        let second = self.translate(self.advance(linear, here), Access::Write, self.view)?.physical;
+        let mut change = |cpu: &mut Cpu| {
+            let low = cpu.physical_load(first, here);
+            let high = cpu.physical_load(second, T::SIZE - here);
+            let (new, r) = f(T::from_u64(low | high << (8 * here)));
+            cpu.physical_store(first, here, new.u64());
+            cpu.physical_store(second, T::SIZE - here, new.u64() >> (8 * here));
+            r
+        };
+        // Two pages need not be neighbours on the host, which has no locked access to both then.
+        let memory = self.writable_ram(first).is_some() && self.writable_ram(second).is_some();
+        Ok(if memory { self.exclusively(change) } else { change(self) })
+    }
+
+    /// The block and the offset behind a physical address that is RAM.
+    fn writable_ram(&mut self, physical: u64) -> Option<(Arc<RamBlock>, u64)> {
+        let Backing::Memory { block, offset, readonly: false } =
+            self.mmu.physical.find(physical, self.env.memory())
+        else {
+            return None;
+        };
+        Some((self.mmu.physical.block(block)?.clone(), offset | physical & (PAGE - 1)))
+    }
+
     /// Compares and exchanges 16 aligned bytes; gives what was there. The destination is written in any case, for faults' sake.
     pub(crate) fn exchange16(&mut self, seg: Seg, off: u64, old: u128, new: u128) -> Exec<u128> {
         let linear = self.linear(seg, off, 16, Access::Write)?;
@@ -624,7 +694,18 @@ impl Cpu {
         if let Some(was) = self.mmu.window.write.cmpxchg16(linear, old, new) {
             return Ok(was);
         }
-        // A page with code, or a device.
+        // A page with code, or a watched one.
+        let physical = self.translate(linear, Access::Write, self.view)?.physical;
+        if !self.debug_armed
+            && let Some((ram, at)) = self.writable_ram(physical)
+        {
+            let hit = ram_hit(&ram, at, 16);
+            if let Some(was) = mem::ram_exchange16(&ram, at, old, new) {
+                self.after_write(hit);
+                return Ok(was);
+            }
+        }
+        // A device.
         let low = self.load_linear::<u64>(linear, self.view)?;
         let high = self.load_linear::<u64>(self.advance(linear, 8), self.view)?;
         let was = u128::from(high) << 64 | u128::from(low);

@@ -404,16 +404,7 @@ impl Mmu {
 
     /// Takes the page at `offset` of `block` out of all write tables: it holds code now.
     pub(crate) fn forbid_writes(&mut self, block: &RamBlock, offset: u64) {
-        self.each(|w, n| {
-            w.write.drop_host_page(block, offset);
-            let _ = n;
-        });
-    }
-
-    /// Takes all write translations of pages that hold code out of the tables.
-    pub(crate) fn forbid_code_writes(&mut self) {
-        let blocks: Vec<Arc<RamBlock>> = self.physical.blocks.clone();
-        self.each(|w, _| w.write.drop_code_pages(&blocks));
+        self.each(|w, _| w.write.drop_host_page(block, offset));
     }
 
     /// The memory map changed.

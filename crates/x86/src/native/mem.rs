@@ -547,21 +547,6 @@ impl Table {
         }
     }
 
-    /// Voids every entry that maps a page with code in it.
-    pub(crate) fn drop_code_pages(&mut self, blocks: &[Arc<RamBlock>]) {
-        for slot in &self.touched {
-            let slot = usize::from(*slot) & (ENTRIES - 1);
-            let e = &mut Table::all(&mut self.entries)[slot];
-            let holds_code = blocks.iter().any(|b| {
-                let offset = e.host.wrapping_sub(b.host_ptr() as u64);
-                offset < b.len() && b.code().guarded(offset)
-            });
-            if holds_code {
-                e.tag = void(slot).tag;
-            }
-        }
-    }
-
     /// Compares and exchanges 16 bytes (aligned) when the table maps them: what was there. Locked where the host can.
     pub(crate) fn cmpxchg16(&self, linear: u64, old: u128, new: u128) -> Option<u128> {
         let p = self.find(linear, 16).filter(|p| (*p as u64).is_multiple_of(16))?;
@@ -619,6 +604,63 @@ impl Table {
         }
         self.blocks.clear();
     }
+}
+
+/// The host address of `size` bytes at `offset` of a block, when they are inside.
+fn inside(ram: &RamBlock, offset: u64, size: u64) -> Option<*mut u8> {
+    let end = offset.checked_add(size)?;
+    (end <= ram.len()).then(|| (ram.host_ptr() as u64).wrapping_add(offset) as *mut u8)
+}
+
+/// Loads from a block by one access of the host, whatever the alignment.
+pub(crate) fn ram_load<T: Scalar>(ram: &RamBlock, offset: u64) -> Option<T> {
+    let p = inside(ram, offset, T::SIZE)?;
+    // SAFETY: SIZE bytes at `p` are inside of the block, which lives for this call.
+    Some(unsafe { T::load(p) })
+}
+
+/// Stores to a block by one access of the host, whatever the alignment, and says so to the block.
+pub(crate) fn ram_store<T: Scalar>(ram: &RamBlock, offset: u64, v: T) -> Option<()> {
+    let p = inside(ram, offset, T::SIZE)?;
+    // SAFETY: as for ram_load.
+    unsafe { T::store(p, v) };
+    ram.mark_dirty(offset, T::SIZE);
+    Some(())
+}
+
+/// Changes a value in a block by a locked access of the host, whatever the alignment, and says so to the block. `f` may run more than once.
+pub(crate) fn ram_update<T: Scalar + PartialEq, R>(
+    ram: &RamBlock,
+    offset: u64,
+    f: &mut impl FnMut(T) -> (T, R),
+) -> Option<R> {
+    let p = inside(ram, offset, T::SIZE)?;
+    // SAFETY: as for ram_load.
+    let mut old = unsafe { T::load(p) };
+    loop {
+        let (new, r) = f(old);
+        // SAFETY: as for ram_load.
+        let was = unsafe { T::cmpxchg(p, old, new) };
+        if was == old {
+            ram.mark_dirty(offset, T::SIZE);
+            return Some(r);
+        }
+        old = was;
+    }
+}
+
+/// Compares and exchanges 16 aligned bytes of a block, locked, and says so to the block. None: the host can't.
+pub(crate) fn ram_exchange16(ram: &RamBlock, offset: u64, old: u128, new: u128) -> Option<u128> {
+    #[cfg(target_arch = "x86_64")]
+    if offset.is_multiple_of(16) && std::arch::is_x86_feature_detected!("cmpxchg16b") {
+        let p = inside(ram, offset, 16)?;
+        // SAFETY: 16 bytes inside of the block, aligned as the block's pages are; the host has the instruction.
+        let was = unsafe { exchange16(p.cast(), old, new) };
+        ram.mark_dirty(offset, 16);
+        return Some(was);
+    }
+    let _ = (ram, offset, old, new);
+    None
 }
 
 /// Copies upwards, byte after byte as seen from outside; the sizes of vector registers by whole registers' loads.
