@@ -14,6 +14,7 @@ const GUESTS: &[(&str, bool)] = &[
     ("nowhere", false),
     ("modules", false),
     ("count", false),
+    ("litmus", true),
 ];
 
 fn main() {

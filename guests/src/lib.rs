@@ -28,4 +28,6 @@ guests! {
     MODULES "modules",
     /// Counts the characters typed, in three places; `q` powers off.
     COUNT "count",
+    /// What several processors may see of each other's accesses to memory: order, locked operations, changed page tables, changed code.
+    LITMUS "litmus",
 }

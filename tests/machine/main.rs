@@ -9,5 +9,6 @@ mod guests;
 mod linux;
 mod messages;
 mod seeing;
+mod smp;
 mod state;
 mod terminal;

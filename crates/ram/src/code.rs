@@ -60,6 +60,8 @@ struct Chunk {
     /// again.
     guard: [AtomicU8; CHUNK],
     version: [AtomicU32; CHUNK],
+    /// Somebody is taking the page's marks away and has not told everybody yet.
+    busy: [AtomicBool; CHUNK],
     /// Processors (by number modulo 32) that may write to the page directly.
     writers: [AtomicU32; CHUNK],
 }
@@ -70,8 +72,21 @@ impl Chunk {
             lines: std::array::from_fn(|_| AtomicU64::new(0)),
             guard: std::array::from_fn(|_| AtomicU8::new(0)),
             version: std::array::from_fn(|_| AtomicU32::new(0)),
+            busy: std::array::from_fn(|_| AtomicBool::new(false)),
             writers: std::array::from_fn(|_| AtomicU32::new(0)),
         })
+    }
+}
+
+impl Chunk {
+    /// Waits until nobody is taking away a page's marks.
+    #[inline]
+    fn wait(&self, i: usize) {
+        let mut looks = 0;
+        while self.busy[i].load(Ordering::SeqCst) {
+            looks += 1;
+            if looks < 100 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
     }
 }
 
@@ -171,7 +186,8 @@ impl CodeMap {
         }
     }
 
-    /// Says that `len` bytes from `offset` have been written. True when that hit marked code.
+    /// Says that `len` bytes from `offset` have been written. True when that hit marked code. Whoever has made something from these bytes finds the
+    /// [`epoch`] changed from here on, whether it was this write that took the marks away or another one at the same time.
     #[inline]
     pub fn written(&self, offset: u64, len: u64) -> bool {
         self.any.load(Ordering::Relaxed) && self.hit(offset, len)
@@ -190,32 +206,47 @@ impl CodeMap {
                 at = next;
                 continue;
             };
-            if chunk.lines[i].load(Ordering::SeqCst) & line_mask(at, next - at) == 0 {
+            let mask = line_mask(at, next - at);
+            if chunk.lines[i].load(Ordering::SeqCst) & mask == 0 {
+                // Perhaps marks of this very line are just being taken away by a write to another: whoever wrote here finds the epoch changed
+                // when this is over, also if it executes this code itself.
+                chunk.wait(i);
                 if chunk.guard[i].load(Ordering::Relaxed) != 0 {
                     let _ =
                         chunk.guard[i].fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
                 }
             } else {
-                // Before the marks go, so that the page is guarded all the time.
-                chunk.guard[i].store(GUARD, Ordering::SeqCst);
-                // The marks go first. Who marks in between keeps the old version, which is void a moment later; the other way
-                // round it would keep the new version, and lose the marks.
-                chunk.lines[i].store(0, Ordering::SeqCst);
-                chunk.version[i].fetch_add(1, Ordering::SeqCst);
-                hit = true;
-                let mut last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                let n = HITS.load(Ordering::Relaxed);
-                if let Some(entry) = last.get_mut(n as usize % RECENT) {
-                    *entry = (self.identity(), at / PAGE_SIZE);
+                while chunk.busy[i].swap(true, Ordering::SeqCst) {
+                    chunk.wait(i);
                 }
-                HITS.store(n + 1, Ordering::SeqCst);
+                // If the marks are gone now, then so is all that was made from the page.
+                if chunk.lines[i].load(Ordering::SeqCst) & mask != 0 {
+                    self.void(chunk, i, at);
+                }
+                chunk.busy[i].store(false, Ordering::SeqCst);
+                hit = true;
             }
             at = next;
         }
-        if hit {
-            EPOCH.fetch_add(1, Ordering::SeqCst);
-        }
         hit
+    }
+
+    fn void(&self, chunk: &Chunk, i: usize, offset: u64) {
+        // Before the marks go, so that the page is guarded all the time.
+        chunk.guard[i].store(GUARD, Ordering::SeqCst);
+        // The marks go first. Who marks in between keeps the old version, which is void a moment later; the other way
+        // round it would keep the new version, and lose the marks.
+        chunk.lines[i].store(0, Ordering::SeqCst);
+        chunk.version[i].fetch_add(1, Ordering::SeqCst);
+        {
+            let mut last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let n = HITS.load(Ordering::Relaxed);
+            if let Some(entry) = last.get_mut(n as usize % RECENT) {
+                *entry = (self.identity(), offset / PAGE_SIZE);
+            }
+            HITS.store(n + 1, Ordering::SeqCst);
+        }
+        EPOCH.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -464,7 +464,7 @@ impl Cpu {
     /// After a write to memory that may hold code: what was made from it is void.
     #[inline]
     fn after_write(&mut self, hit: bool) {
-        if hit {
+        if hit || self.epoch != hyaline_ram::code::epoch() {
             self.code_changed();
         }
     }
