@@ -87,7 +87,36 @@ fn options() {
     );
     refused_line(
         "-accel kvm,deterministic=on",
-        "deterministic=on works on the software CPU only: KVM can't count instructions exactly. Use -accel interp,deterministic=on",
+        "deterministic=on and -icount work on the software CPU only: KVM can't count instructions exactly. Use -accel jit or -accel interp",
+    );
+    refused_line(
+        "-accel jit,tier=2",
+        "-accel jit,tier=2: there is no second tier of translation yet; tier=1 is what there is",
+    );
+    refused_line("-accel interp,cache=64M", "-accel interp,cache=: only for jit, which translates");
+    refused_line(
+        "-accel kvm,thread=single",
+        "-accel kvm,thread=single: KVM's processors have a thread each; only the software CPU's can take turns",
+    );
+    refused_line(
+        "-icount shift=auto",
+        "-icount shift=auto follows the host's speed, so that no run repeats: give the nanoseconds of an instruction, shift=N for 2^N (0 to 10)",
+    );
+    refused_line(
+        "-icount 11",
+        "-icount shift=11: 0 to 10 are possible, for instructions of 1 to 1024 nanoseconds",
+    );
+    refused_line(
+        "-icount 3,align=on",
+        "-icount align=on is not supported: counted time is never held back to the host's clock while the guest executes; leave it out",
+    );
+    refused_line(
+        "-icount 3,rr=record",
+        "-icount rr=: there is no recording of input yet; runs without input from outside repeat without it",
+    );
+    refused_line(
+        "-icount sleep=off",
+        "-icount: shift=N is missing: an instruction takes 2^N nanoseconds (0 to 10)",
     );
     refused_line(
         "demo minix",
@@ -147,7 +176,7 @@ fn processors_and_devices() {
         ),
         ("-cpu help", "qemu64"),
         ("-M help", "pc       PC (i440FX + PIIX, 1996) (default)\n"),
-        ("-accel help", "interp   the software CPU"),
+        ("-accel help", "jit      the software CPU, translating what runs often (default;"),
         ("-d help", "guest_errors"),
         ("-version", "Hyaline machine emulator version "),
         ("-help", "usage: hyaline [options]"),

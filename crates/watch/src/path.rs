@@ -141,7 +141,7 @@ impl Teller<'_> {
                 let frames = if kvm {
                     "qemu_thread_start, kvm_vcpu_thread_fn"
                 } else {
-                    "qemu_thread_start, rr_cpu_thread_fn"
+                    "qemu_thread_start, mttcg_cpu_thread_fn"
                 };
                 add(format!("vCPU {n}, host thread {}", self.thread), frames);
                 let run =
