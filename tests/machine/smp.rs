@@ -1,6 +1,6 @@
 //! Several processors: what they may see of each other (guests/asm/litmus.S), on threads and in turns.
 
-use crate::driver::{Run, Temp, kvm, run};
+use crate::driver::{End, Run, Temp, kvm, limited, run};
 
 /// What the guest prints when nothing forbidden was seen.
 fn wanted(cpus: u32) -> String {
@@ -23,25 +23,17 @@ fn wanted(cpus: u32) -> String {
 }
 
 /// 2 to the power of `rounds` times on so many processors.
-fn litmus(accel: &str, cpus: u32, rounds: u32) {
+fn started(accel: &str, cpus: u32, rounds: u32) -> End {
     let dir = Temp::new();
     let file = dir.file("guest.elf", hyaline_guests::LITMUS);
     let (smp, how) = (cpus.to_string(), format!("{rounds}{cpus}"));
-    let end = run([
-        "-kernel",
-        file.to_str().unwrap(),
-        "-nographic",
-        "-no-reboot",
-        "-m",
-        "16",
-        "-accel",
-        accel,
-        "-smp",
-        &smp,
-        "-append",
-        &how,
-    ]);
-    assert_eq!(end.success(), wanted(cpus), "-accel {accel} -smp {cpus}");
+    let mut args = vec!["-kernel", file.to_str().unwrap(), "-nographic", "-no-reboot", "-m", "16"];
+    args.extend(["-accel", accel, "-smp", &smp, "-append", &how]);
+    run(args)
+}
+
+fn litmus(accel: &str, cpus: u32, rounds: u32) {
+    assert_eq!(started(accel, cpus, rounds).success(), wanted(cpus), "-accel {accel} -smp {cpus}");
 }
 
 #[test]
@@ -69,9 +61,18 @@ fn order_locks_page_tables_and_code_in_turns() {
 
 #[test]
 fn the_hosts_processors_keep_the_same_rules() {
-    if kvm("the_hosts_processors_keep_the_same_rules") {
-        litmus("kvm", 2, 0);
+    let test = "the_hosts_processors_keep_the_same_rules";
+    if !kvm(test) {
+        return;
     }
+    let end = started("kvm", 2, 0);
+    if end.err.contains("which begins with `lock cmpxchg16b") {
+        // A KVM that is software itself; what comes before it works.
+        assert!(end.out.ends_with("mp ok\n"), "{}", end.out);
+        limited(test, &"this host's KVM can't emulate lock cmpxchg16b");
+        return;
+    }
+    assert_eq!(end.success(), wanted(2));
 }
 
 /// Names of the program's threads that run processors, sorted.

@@ -92,7 +92,7 @@ pub struct Cpu {
     pub(crate) epoch: u64,
     pub(crate) signals: Arc<Signals>,
     /// The other processors; None where there is but one.
-    peers: Option<Arc<Peers>>,
+    pub(crate) peers: Option<Arc<Peers>>,
     /// This processor's bit among those that write to a page directly.
     pub(crate) writer: u32,
     blocks: Option<Box<BlockCache>>,

@@ -1,5 +1,6 @@
 //! A bare processor with flat memory and nothing else, for tests and measurements.
 
+use crate::env::Peers;
 use crate::{Cpu, CpuModel, CpuState, Env, Signals};
 use hyaline_ram::RamBlock;
 use hyaline_space::{AddressSpace, Region};
@@ -10,6 +11,8 @@ pub struct BareEnv {
     memory: AddressSpace,
     ports: AddressSpace,
     signals: Arc<Signals>,
+    index: u8,
+    peers: Option<Arc<Peers>>,
     random: u64,
     /// The vector that an acknowledge gives, when [`Signals::INTERRUPT`] was raised.
     pub vector: Option<u8>,
@@ -27,6 +30,8 @@ impl BareEnv {
             memory: AddressSpace::new("memory", &root),
             ports: AddressSpace::new_ports("ports", &Region::container("io", 1 << 16)),
             signals: Arc::new(Signals::default()),
+            index: 0,
+            peers: None,
             random: 0x1234_5678_9abc_def1,
             vector: None,
         };
@@ -45,7 +50,10 @@ impl Env for BareEnv {
         &self.signals
     }
     fn index(&self) -> u8 {
-        0
+        self.index
+    }
+    fn peers(&self) -> Option<&Arc<Peers>> {
+        self.peers.as_ref()
     }
     fn acknowledge(&mut self) -> Option<u8> {
         self.signals.clear(Signals::INTERRUPT);
@@ -132,12 +140,17 @@ pub fn cpu() -> Cpu {
     long_mode_cpu(2 << 20).0
 }
 
-/// Another processor on the same memory, in the same state.
-pub fn second_cpu(first: &Cpu) -> Cpu {
+/// Another processor on the same memory, in the same state; both know each other.
+pub fn second_cpu(first: &mut Cpu) -> Cpu {
+    let signals: Arc<Signals> = Arc::default();
+    let peers = Peers::new(vec![first.env.signals().clone(), signals.clone()]);
+    first.peers = Some(peers.clone());
     let env = BareEnv {
         memory: first.env.memory().clone(),
         ports: first.env.ports().clone(),
-        signals: Arc::new(Signals::default()),
+        signals,
+        index: 1,
+        peers: Some(peers),
         random: 1,
         vector: None,
     };

@@ -89,7 +89,7 @@ fn data_beside_code_stays_writable_and_code_written_by_dma_is_seen() {
 #[test]
 fn two_processors_see_each_other_write_code() {
     let (mut one, ram) = long(&[0xb8, 1, 0, 0, 0, 0xeb, 0xf9]);
-    let mut two = crate::testing::second_cpu(&one);
+    let mut two = crate::testing::second_cpu(&mut one);
     // The other one writes where it has written before there was code.
     ram.write(0x3000, &[0xc6, 0x04, 0x25, 1, 0x10, 0, 0, 1, 0xc6, 0x04, 0x25, 1, 0x10, 0, 0, 2, 0xeb, 0xfe])
         .expect("inside");
@@ -100,6 +100,45 @@ fn two_processors_see_each_other_write_code() {
     assert_eq!(two.run(1), Exit::Budget);
     assert_eq!(one.run(10), Exit::Budget);
     assert_eq!(one.state.gpr[0], 2);
+}
+
+#[test]
+fn nothing_is_kept_of_code_that_a_running_processor_may_write_to_unseen() {
+    // mov eax, 1; jmp -7
+    let (mut one, ram) = long(&[0xb8, 1, 0, 0, 0, 0xeb, 0xf9]);
+    let mut two = crate::testing::second_cpu(&mut one);
+    // mov byte [0x1001], 2; jmp $
+    ram.write(0x3000, &[0xc6, 0x04, 0x25, 1, 0x10, 0, 0, 2, 0xeb, 0xfe]).expect("inside");
+    two.state.rip = 0x3000;
+    assert_eq!(two.run(1), Exit::Budget);
+    // As if it were in the midst of its instructions, on another thread.
+    two.env.signals().enter();
+    assert_eq!((one.run(10), one.state.gpr[0]), (Exit::Budget, 2));
+    assert!(two.mmu.window.write.store(0x1001, 3_u8), "its translation is still there");
+    assert_eq!((one.run(10), one.state.gpr[0]), (Exit::Budget, 3));
+    assert!(two.mmu.window.write.store(0x1001, 4_u8));
+    assert_eq!((one.run(10), one.state.gpr[0]), (Exit::Budget, 4));
+    // It looks at its requests: the page is given up.
+    assert_eq!(two.run(1), Exit::Budget);
+    assert!(!two.mmu.window.write.maps(0x1001, 1));
+    assert_eq!(ram.code().may_write(0x1000), 0);
+    assert_eq!((one.run(10), one.state.gpr[0]), (Exit::Budget, 4));
+    two.state.rip = 0x3000;
+    assert_eq!(two.run(1), Exit::Budget);
+    assert_eq!((one.run(10), one.state.gpr[0]), (Exit::Budget, 2), "a write that is seen");
+}
+
+#[test]
+fn a_locked_access_across_pages_waits_for_the_others() {
+    // lock inc dword [0x5ffe]; jmp -10
+    let (mut one, ram) = long(&[0xf0, 0xff, 0x04, 0x25, 0xfe, 0x5f, 0, 0, 0xeb, 0xf6]);
+    let mut two = crate::testing::second_cpu(&mut one);
+    let thread = std::thread::spawn(move || {
+        assert_eq!(two.run(20_000), Exit::Budget);
+    });
+    assert_eq!(one.run(20_000), Exit::Budget);
+    thread.join().expect("the other one comes to its end");
+    assert_eq!(ram.load_u32(0x5ffe), Some(20_000));
 }
 
 #[test]
