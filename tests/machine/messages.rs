@@ -93,6 +93,11 @@ fn options() {
         "-accel jit,tier=2",
         "-accel jit,tier=2: there is no second tier of translation yet; tier=1 is what there is",
     );
+    let dir = Temp::new();
+    refused(
+        ["-kernel", &guest(&dir), "-accel", "tcg,cache=1M", "-smp", "2"],
+        "-accel jit,cache=: a code cache of 524288 bytes for one processor is out of range: choose 1 MiB to 1 GiB for each",
+    );
     refused_line("-accel interp,cache=64M", "-accel interp,cache=: only for jit, which translates");
     refused_line(
         "-accel kvm,thread=single",

@@ -205,6 +205,8 @@ impl Interp {
                 }
                 Accel::Jit { stats, log } => match self.translate(*stats, *log, config.code_cache) {
                     Ok(()) => return Ok(accel.clone()),
+                    // That is not the host's fault.
+                    Err(e @ JitError::CacheSize(_)) => return Err(format!("-accel jit,cache=: {e}")),
                     Err(e) => why = Some(format!("-accel jit: {e}")),
                 },
             }

@@ -75,7 +75,7 @@ pub enum JitError {
     )]
     Memory(#[from] rustix::io::Errno),
     /// The cache is too small or too large.
-    #[error("a code cache of {0} bytes is out of range: choose 1 MiB to 1 GiB")]
+    #[error("a code cache of {0} bytes for one processor is out of range: choose 1 MiB to 1 GiB for each")]
     CacheSize(usize),
 }
 
