@@ -132,11 +132,16 @@ fn serve(shared: &Shared, functions: &Functions, stream: &UnixStream) -> std::io
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let reply = match serde_json::from_slice::<Value>(&line) {
-            Ok(ask) => answer(shared, functions, &ask),
+        let ask = serde_json::from_slice::<Value>(&line);
+        let reply = match &ask {
+            Ok(ask) => answer(shared, functions, ask),
             Err(e) => json!({"error": format!("this is no JSON object: {e}")}),
         };
         writeln!(out, "{reply}")?;
+        if ask.is_ok_and(|ask| ask["ask"] == "quit") {
+            // Answered first: the program may be gone a moment later.
+            shared.core.event(Event::Exit(0));
+        }
     }
 }
 
@@ -168,10 +173,7 @@ fn answer(shared: &Shared, functions: &Functions, ask: &Value) -> Value {
             shared.core.event(Event::Report);
             json!({"ok": "a report is being written"})
         }
-        Some("quit") => {
-            shared.core.event(Event::Exit(0));
-            json!({"ok": "the machine ends"})
-        }
+        Some("quit") => json!({"ok": "the machine ends"}),
         other => json!({
             "error": format!("`{}` is not understood; ask for hello, stats, last, monitor, map, report or quit", other.unwrap_or("?"))
         }),

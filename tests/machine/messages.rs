@@ -619,7 +619,7 @@ fn without_a_cache_or_a_network_the_demonstration_says_what_to_do() {
     assert_eq!(end.code(), 1);
     assert_eq!(
         end.err,
-        "hyaline: the kernel of `linux-image-cloud-amd64` is not in the cache and there is no apt on this system; name a kernel with \
-         -kernel. Or name files: --kernel FILE --busybox FILE\n"
+        "hyaline: what `linux-image-cloud-amd64` stands for is not in the cache and there is no apt on this system; name files of your own \
+         with -kernel. Or name files: --kernel FILE --busybox FILE\n"
     );
 }
