@@ -30,6 +30,8 @@
         .set    LAST, 20
         .set    OWN_CODE, 0x800000
         .set    SHARED_CODE, 0x810000
+        # N pairs of doublewords, each across the end of a page.
+        .set    PAIRS, 0x900ffc
 
 main:
         # How often and how many: the last two characters of the command line.
@@ -258,6 +260,11 @@ clear:
         mov     edi, FAR3
         mov     ecx, 512
         rep stosq
+        mov     edi, PAIRS
+        mov     ecx, N
+1:      mov     [rdi], rax
+        add     edi, 4096
+        loop    1b
         mov     [acks], eax
         mov     [begun], eax
         mov     [shot], eax
@@ -377,7 +384,7 @@ lb1:    each
         mov     [R1 + rdi], eax
         done
 
-# Message passing, by plain accesses and by string stores.
+# Message passing.
 mp0:    each
         mov     dword ptr [X + rsi], 1
         mov     dword ptr [Y + rsi], 1
@@ -388,6 +395,29 @@ mp1:    each
         mov     [R0 + rdi], eax
         mov     [R1 + rdi], ecx
         done
+
+# Message passing in one operand's reach, the message before the end of a page and the flag behind it.
+mp_page0:
+        mov     esi, PAIRS
+        mov     edi, N
+1:      mov     dword ptr [rsi], 1
+        mov     dword ptr [rsi + 4], 1
+        add     esi, 4096
+        dec     edi
+        jnz     1b
+        ret
+mp_page1:
+        mov     esi, PAIRS
+        xor     edi, edi
+1:      mov     eax, [rsi + 4]
+        mov     ecx, [rsi]
+        mov     [R0 + rdi], eax
+        mov     [R1 + rdi], ecx
+        add     esi, 4096
+        add     edi, 4
+        cmp     edi, 4 * N
+        jb      1b
+        ret
 
 # Two write, two look: all see the writes in one order.
 iriw2:  each
@@ -715,6 +745,7 @@ tests:
         test    "sb cpuid", 2, sb_serial0, sb_serial1, 0, 0, check_results, 0
         test    "lb", 2, lb0, lb1, 0, 0, check_results, 1, 1
         test    "mp", 2, mp0, mp1, 0, 0, check_results, 1, 0
+        test    "mp page", 2, mp_page0, mp_page1, 0, 0, check_results, 1, 0
         test    "iriw", 4, write_x, write_y, iriw2, iriw3, check_results, 1, 0, 1, 0
         test    "count", 1, count, count, count, count, check_count
         test    "across", 1, across, across, across, across, check_across

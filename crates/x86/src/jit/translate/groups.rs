@@ -264,7 +264,8 @@ impl Translator<'_> {
         let index = usize::from(self.index);
         let group = self.groups.list.get(n)?;
         let (known, last, write) = (group.known, group.last, group.write);
-        let steady = !write && group.align == 1 && group.steady;
+        // A copy is read at one time and upwards: another processor could tell, by the order in which it wrote.
+        let steady = !write && group.align == 1 && group.steady && !self.host.locks;
         let (start, span, align) = (group.min - at, group.max - group.min, group.align);
         let slot = M::Ctx(offset_of!(Context, spans) + 8 * group.slot);
         if !known {
