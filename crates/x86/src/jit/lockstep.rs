@@ -441,6 +441,12 @@ impl Lockstep {
                     ];
                     list.push(r.pick(system).to_vec());
                 }
+                7 if r.chance(30) => {
+                    // mov r32, imm32; jmp or call r
+                    let n = r.pick(&[0, 2, 3, 6]);
+                    let branch = r.pick(&[0xe0, 0xd0]) | n;
+                    list.push(vec![0xb8 | n, 0, 0, 0, 0, 0xff, branch]);
+                }
                 6 if r.chance(60) => {
                     // add or sub: that base and a small constant.
                     let add = vec![0x83, 0xc0 | r.pick(&[0, 0x28]) | r.1, r.below(80) as u8];
@@ -473,6 +479,11 @@ impl Lockstep {
         for i in 0..list.len() {
             let end = starts[i + 1];
             let b = &mut list[i];
+            if b.len() == 7 && b[0] & 0xf8 == 0xb8 && b[5] == 0xff {
+                let target = CODE as usize + starts[r.below(starts.len() as u64) as usize];
+                b[1..5].copy_from_slice(&(target as u32).to_le_bytes());
+                continue;
+            }
             let jcc = b.len() == 6 && b[0] == 0x0f && b[1] & 0xf0 == 0x80;
             if jcc || (b.len() == 5 && matches!(b[0], 0xe8 | 0xe9) && b[1..] == [0; 4]) {
                 let target = starts[r.below(starts.len() as u64) as usize];

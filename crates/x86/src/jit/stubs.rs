@@ -367,6 +367,8 @@ pub(super) enum ColdKind {
     Vectors { back: usize },
     /// A group's span isn't in one page of the TLB.
     Span { site: u32, write: bool },
+    /// An indirect branch whose target isn't in the window's table: a call comes back.
+    Target { site: u32, back: Option<usize> },
     /// Load the x87 registers and go back.
     X87 { site: u32, back: usize },
     /// Leave by a branch: refund, link.

@@ -2,7 +2,8 @@
 
 use super::{Guest, Translator, guard, pinned};
 use crate::jit::asm::{M, r};
-use crate::jit::stubs::{ColdKind, gpr};
+use crate::jit::stubs::{self, ColdKind, gpr};
+use crate::native::mem::TARGET_TABLE;
 use iced_x86::{Instruction, OpKind};
 
 impl Translator<'_> {
@@ -31,11 +32,22 @@ impl Translator<'_> {
     }
 
     /// Goes to the linear address in T1.
-    pub(super) fn indirect(&mut self, g: &Guest, stub: u64) {
+    pub(super) fn indirect(&mut self, g: &Guest) {
         self.refund_all();
         let site = self.site(g, false, 0);
-        self.a.mov_imm(r::T0, site.into());
-        self.a.jmp_abs(stub);
+        self.known_target(site, false);
+    }
+
+    /// Looks in the window's table where the code for the linear address in T1 is, and jumps or calls there: a branch instruction of its own for
+    /// each place, which is predicted better than one for all.
+    fn known_target(&mut self, site: u32, call: bool) {
+        stubs::target_index(&mut self.a);
+        let slot = |at: i32| M::Gs(Some(r::T0), TARGET_TABLE as i32 + at);
+        self.a.rm(true, &[0x3b], r::T1, slot(0)); // cmp r11, gs:[..]
+        let from = self.a.jcc(5);
+        self.a.rm(false, &[0xff], if call { 2 } else { 4 }, slot(8));
+        let back = call.then(|| self.a.pos());
+        self.cold(from, ColdKind::Target { site, back });
     }
 
     /// Gives back what comes after this instruction.
@@ -74,10 +86,7 @@ impl Translator<'_> {
             None => {
                 let site = self.site(g, false, 0);
                 self.a.load(true, r::T1, ctx!(tmp));
-                self.a.mov_imm(r::T0, site.into());
-                let f = self.a.call();
-                let to = self.stubs.indirect;
-                self.a.bind_abs(f, to);
+                self.known_target(site, true);
             }
         }
         // The way back, with the flags saved.

@@ -365,6 +365,19 @@ impl Translator<'_> {
                     self.a.mov_imm(r::T0, site.into());
                     self.a.jmp_abs(self.stubs.miss_span);
                 }
+                ColdKind::Target { site, back } => {
+                    self.a.mov_imm(r::T0, site.into());
+                    match back {
+                        Some(back) => {
+                            let f = self.a.call();
+                            let to = self.stubs.indirect;
+                            self.a.bind_abs(f, to);
+                            let f = self.a.jmp();
+                            self.a.bind(f, back);
+                        }
+                        None => self.a.jmp_abs(self.stubs.indirect),
+                    }
+                }
                 ColdKind::X87 { site, back } => {
                     let at = self.a.base + back as u64;
                     self.a.mov_imm(r::T1, at);
@@ -481,6 +494,7 @@ impl Translator<'_> {
         if g.insn.has(insn_flag::LOCK) {
             // None of them.
         } else if let Some(open) = self.system(g) {
+            self.groups.let_go();
             return open;
         }
         if undefined_here(g) {
@@ -550,7 +564,7 @@ impl Translator<'_> {
                 if !self.branch_operand(g, word) {
                     return None;
                 }
-                self.indirect(g, self.stubs.indirect);
+                self.indirect(g);
                 return Some(false);
             }
             Mn::Ret if self.mode.near_ret(i) => {
