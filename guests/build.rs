@@ -15,6 +15,7 @@ const GUESTS: &[(&str, bool)] = &[
     ("modules", false),
     ("count", false),
     ("litmus", true),
+    ("deadline", false),
 ];
 
 fn main() {

@@ -136,7 +136,7 @@ pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
             (
                 "d",
                 "item[,item…]",
-                "log: int, guest_errors, unimp, in_asm, cpu_reset, note, access; `-d help` explains",
+                "log: int, guest_errors, unimp, in_asm, out_asm, cpu_reset, note, access; `-d help` explains",
             ),
             (
                 "trace",
@@ -334,7 +334,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                 push_accel(&mut accels, &first)?;
                 let translates = matches!(first.as_str(), "jit" | "tcg");
                 for (prop, v) in props {
-                    if matches!(prop.as_str(), "tier" | "cache" | "tb-size" | "stats" | "log-code")
+                    if matches!(prop.as_str(), "tier" | "cache" | "tb-size" | "stats" | "threshold")
                         && !translates
                     {
                         return Err(format!("-accel {first},{prop}=: only for jit, which translates"));
@@ -357,12 +357,21 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                                 format!("-accel {first},tb-size={v}: a number of MiB is wanted")
                             })?);
                         }
-                        "stats" | "log-code" => {
-                            let on = on_off(&prop, &v)?;
-                            if let Some(Accel::Jit { stats, log }) =
+                        "stats" | "threshold" => {
+                            let Some(Accel::Jit { stats, threshold }) =
                                 accels.iter_mut().rev().find(|a| matches!(a, Accel::Jit { .. }))
-                            {
-                                *if prop == "stats" { stats } else { log } = on;
+                            else {
+                                continue;
+                            };
+                            if prop == "stats" {
+                                *stats = on_off(&prop, &v)?;
+                            } else {
+                                let n = v.parse().ok().filter(|n| *n <= 254);
+                                *threshold = Some(n.ok_or_else(|| {
+                                    format!(
+                                        "-accel {first},threshold={v}: 0 to 254 times that code is interpreted before it is translated"
+                                    )
+                                })?);
                             }
                         }
                         p => {
@@ -376,7 +385,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
                                     "cache",
                                     "tb-size",
                                     "stats",
-                                    "log-code",
+                                    "threshold",
                                     "kernel-irqchip",
                                 ],
                             );
@@ -629,6 +638,7 @@ const LOG_ITEMS: &[(&str, &str)] = &[
     ("guest_errors", "what the guest does against a manual, and accesses that reach nothing"),
     ("unimp", "what the guest uses and a device model lacks"),
     ("in_asm", "guest code, block by block, when it is first decoded (software CPU)"),
+    ("out_asm", "guest and host code of each translation (jit)"),
     ("cpu_reset", "processor state before each reset"),
     ("note", "devices' own notes"),
     ("access", "every access to a device, with its register"),
@@ -640,6 +650,7 @@ fn log_item(item: &str, log: &mut LogItems) -> Result<(), ()> {
         "guest_errors" => &mut log.guest_errors,
         "unimp" => &mut log.unimp,
         "in_asm" => &mut log.in_asm,
+        "out_asm" => &mut log.out_asm,
         "cpu_reset" => &mut log.cpu_reset,
         "note" => &mut log.note,
         "access" => &mut log.access,
@@ -656,7 +667,7 @@ jit      the software CPU, translating what runs often (default; also: tcg, whic
   tier=1                 the only tier of translation there is
   cache=SIZE             memory for translated code, all processors' together (default 64M each); tb-size=MIB is the same
   stats                  print what the translator did at the end
-  log-code               print guest and host code of every translation
+  threshold=N            how often code is interpreted before it is translated, 0 to 254
 interp   the software CPU, one instruction after the other
   deterministic=, thread=
 kvm      the host's processor
@@ -668,7 +679,7 @@ fn push_accel(accels: &mut Vec<Accel>, name: &str) -> Result<(), String> {
     match name {
         "kvm" => accels.push(Accel::Kvm),
         "interp" => accels.push(Accel::Interp),
-        "jit" => accels.push(Accel::Jit { stats: false, log: false }),
+        "jit" => accels.push(Accel::Jit { stats: false, threshold: None }),
         "tcg" => accels.extend(Accel::software()),
         "hvf" | "whpx" | "xen" | "qtest" | "nvmm" | "hax" => {
             return Err(format!("-accel {name} is not supported; there are kvm, jit and interp"));

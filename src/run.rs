@@ -80,6 +80,7 @@ impl Log for LogTo {
             LogKind::Note => self.items.note,
             LogKind::Interrupt => self.items.int,
             LogKind::Code => self.items.in_asm,
+            LogKind::Translation => self.items.out_asm,
         };
         if wanted {
             self.write(&format!("{who}: {text}"));

@@ -30,4 +30,6 @@ guests! {
     COUNT "count",
     /// What several processors may see of each other's accesses to memory: order, locked operations, changed page tables, changed code.
     LITMUS "litmus",
+    /// Arms the local APIC's timer while it counts, prints the longest time until the handler in ticks of the time-stamp counter, powers off.
+    DEADLINE "deadline",
 }

@@ -106,6 +106,29 @@ fn an_x87_error_arrives_as_interrupt_13() {
 }
 
 #[test]
+fn a_timer_that_is_armed_while_a_processor_runs_fires_at_its_count() {
+    for accel in ["interp,deterministic=on", "jit,deterministic=on"] {
+        let text = output(hyaline_guests::DEADLINE, &["-accel", accel], &[]);
+        let longest = text.trim().strip_prefix("longest ").and_then(|n| u64::from_str_radix(n, 16).ok());
+        // 5000 ns, and the instructions before and behind the loop, 10 ns each.
+        assert!(longest.is_some_and(|n| (5000..5200).contains(&n)), "{accel}: {text}");
+    }
+}
+
+#[test]
+fn translations_are_logged_with_guest_and_host_code() {
+    let dir = Temp::new();
+    let log = dir.text("log");
+    let options = ["-accel", "jit,threshold=0", "-d", "out_asm", "-D", &log];
+    assert!(output(hyaline_guests::INTERRUPTS, &options, &[]).starts_with("pic "));
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("cpu0: unit at 0x10") && text.contains(" instructions, "), "{text}");
+    // An instruction of the guest, and some of the host's below.
+    let unit = text.split("unit at").find(|unit| unit.contains("sti")).unwrap();
+    assert!(unit.contains("\n  guest 0x") && unit.contains("\n  host  0x"), "{unit}");
+}
+
+#[test]
 fn long_mode_with_vectors_and_a_page_fault() {
     let want = "long mode, sum 0x0000002a, fault at 0xdead0000\n";
     for accel in [INTERP, DETERMINISTIC] {

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let initrd = args.next().ok_or(usage)?;
     let rounds: usize = args.next().map_or(Ok(5), |r| r.parse())?;
     let accel = match args.next().as_deref() {
-        Some("jit") => Accel::Jit { stats: false, log: false },
+        Some("jit") => Accel::Jit { stats: false, threshold: None },
         Some("interp") | None => Accel::Interp,
         Some(_) => return Err(usage.into()),
     };

@@ -9,7 +9,7 @@ use hyaline_devices::intc::lapic;
 use hyaline_space::{AddressSpace, DeviceId, Origin, Region};
 use hyaline_x86::env::Signals;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::Thread;
 
@@ -40,6 +40,8 @@ pub enum LogKind {
     Interrupt,
     /// `in_asm`: code is decoded.
     Code,
+    /// `out_asm`: code is translated.
+    Translation,
 }
 
 /// Accelerators that have chips of their own (KVM's local APICs) take messages here instead of the bus.
@@ -152,6 +154,9 @@ pub struct Core {
     happened: Condvar,
     pending: AtomicBool,
     random: Mutex<Option<u64>>,
+    /// Counted time: the processor that runs, and the virtual time at which its slice ends; 0 while none runs.
+    running: AtomicUsize,
+    slice_end: AtomicU64,
     dma_watch: RwLock<Option<DmaWatch>>,
     dma_watched: AtomicBool,
     console: Mutex<std::collections::VecDeque<u8>>,
@@ -195,6 +200,8 @@ impl Core {
             happened: Condvar::new(),
             pending: AtomicBool::new(false),
             random: Mutex::new(seed),
+            running: AtomicUsize::new(0),
+            slice_end: AtomicU64::new(0),
             dma_watch: RwLock::new(None),
             dma_watched: AtomicBool::new(false),
             console: Mutex::default(),
@@ -334,6 +341,24 @@ impl Core {
         }
     }
 
+    /// Counted time: processor `index` runs until `end`, nanoseconds of virtual time (0: nobody runs). A timer that is armed for an earlier
+    /// time ends the slice, so that it fires at its count.
+    pub(crate) fn slice(&self, index: usize, end: Ns) {
+        self.running.store(index, Ordering::Relaxed);
+        self.slice_end.store(end, Ordering::Relaxed);
+    }
+
+    /// The state of the fixed sequence of random numbers; None when they are the host's.
+    pub(crate) fn random_state(&self) -> Option<u64> {
+        *lock(&self.random)
+    }
+    /// Goes on with a fixed sequence of random numbers, unless they are the host's.
+    pub(crate) fn set_random_state(&self, state: u64) {
+        if let Some(seed) = &mut *lock(&self.random) {
+            *seed = state;
+        }
+    }
+
     /// Delivers a message on the APIC bus.
     pub fn deliver(&self, message: &ApicMessage) {
         if let Some(sink) = &*read!(self.apic_sink)
@@ -433,7 +458,14 @@ impl Chassis for Core {
     fn effect(&self, slot: &Arc<Slot>, effect: Effect) {
         match effect {
             Effect::Line { .. } => {}
-            Effect::Timer { timer, at } => self.timers.set(slot, timer, at),
+            Effect::Timer { timer, at } => {
+                self.timers.set(slot, timer, at);
+                if at.is_some_and(|at| at < self.slice_end.load(Ordering::Relaxed))
+                    && let Some(port) = read!(self.cpus).get(self.running.load(Ordering::Relaxed))
+                {
+                    port.signals.raise(Signals::KICK);
+                }
+            }
             Effect::Send { channel, data } => {
                 if matches!(slot.chip().name, "ns16550" | "debugcon") {
                     self.keep_console(&data);

@@ -172,8 +172,8 @@ pub struct Timers {
 
 #[derive(Default)]
 struct Queue {
-    /// Time, insertion number (first in, first out among equals), slot id, timer.
-    heap: BinaryHeap<Reverse<(Ns, u64, u16, u32)>>,
+    /// Time, slot id, timer, insertion number. Among equals the order is the slots', not that of arming, which a saved state does not have.
+    heap: BinaryHeap<Reverse<(Ns, u16, u32, u64)>>,
     /// What is armed now: the heap may hold stale entries.
     armed: HashMap<(u16, u32), (Ns, u64)>,
     slots: HashMap<u16, Weak<Slot>>,
@@ -182,7 +182,7 @@ struct Queue {
 
 impl Queue {
     fn first(&mut self) -> Option<(Ns, u16, u32)> {
-        while let Some(&Reverse((at, n, slot, timer))) = self.heap.peek() {
+        while let Some(&Reverse((at, slot, timer, n))) = self.heap.peek() {
             if self.armed.get(&(slot, timer)) == Some(&(at, n)) {
                 return Some((at, slot, timer));
             }
@@ -207,7 +207,7 @@ impl Timers {
                 q.count += 1;
                 let n = q.count;
                 q.armed.insert(key, (at, n));
-                q.heap.push(Reverse((at, n, key.0, key.1)));
+                q.heap.push(Reverse((at, key.0, key.1, n)));
                 q.slots.entry(key.0).or_insert_with(|| Arc::downgrade(slot));
             }
             None => {

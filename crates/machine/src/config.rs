@@ -11,12 +11,12 @@ use std::path::PathBuf;
 pub enum Accel {
     /// The software CPU, tier 0.
     Interp,
-    /// The software CPU, translating what runs often. `stats`: print what the translator did at the end; `log`: print guest and host code.
+    /// The software CPU, translating what runs often.
     Jit {
         /// Print what the translator did at the end.
         stats: bool,
-        /// Print guest and host code of every translation.
-        log: bool,
+        /// How often code is interpreted before it is translated, 0 to 254; None: as it is best.
+        threshold: Option<u8>,
     },
     /// The host's processor, through /dev/kvm.
     Kvm,
@@ -25,7 +25,7 @@ pub enum Accel {
 impl Accel {
     /// The software CPU as fast as it goes here: translating, or interpreting on a host that has no executable memory for us.
     pub fn software() -> Vec<Accel> {
-        vec![Accel::Jit { stats: false, log: false }, Accel::Interp]
+        vec![Accel::Jit { stats: false, threshold: None }, Accel::Interp]
     }
     /// The name on the command line.
     pub fn as_str(&self) -> &'static str {
@@ -88,6 +88,8 @@ pub struct LogItems {
     pub unimp: bool,
     /// `in_asm`: guest code as it is decoded.
     pub in_asm: bool,
+    /// `out_asm`: guest and host code of each translation.
+    pub out_asm: bool,
     /// `cpu_reset`: processor state at each reset.
     pub cpu_reset: bool,
     /// `note`: devices' notes.

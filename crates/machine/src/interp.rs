@@ -90,6 +90,7 @@ struct CpuLogger {
     core: Arc<Core>,
     events: bool,
     code: bool,
+    translations: bool,
 }
 
 /// Names of the exceptions (SDM vol. 3A table 6-1).
@@ -164,6 +165,14 @@ impl CpuLog for CpuLogger {
         }
         self.core.log(LogKind::Code, &format!("cpu{cpu}"), &text);
     }
+
+    fn wants_translations(&self) -> bool {
+        self.translations
+    }
+
+    fn translation(&self, cpu: u8, text: &str) {
+        self.core.log(LogKind::Translation, &format!("cpu{cpu}"), text);
+    }
 }
 
 impl Interp {
@@ -203,20 +212,23 @@ impl Interp {
                     }));
                     return Ok(Accel::Interp);
                 }
-                Accel::Jit { stats, log } => match self.translate(*stats, *log, config.code_cache) {
-                    Ok(()) => return Ok(accel.clone()),
-                    // That is not the host's fault.
-                    Err(e @ JitError::CacheSize(_)) => return Err(format!("-accel jit,cache=: {e}")),
-                    Err(e) => why = Some(format!("-accel jit: {e}")),
-                },
+                Accel::Jit { stats, threshold } => {
+                    match self.translate(*stats, *threshold, config.code_cache) {
+                        Ok(()) => return Ok(accel.clone()),
+                        // That is not the host's fault.
+                        Err(e @ JitError::CacheSize(_)) => return Err(format!("-accel jit,cache=: {e}")),
+                        Err(e) => why = Some(format!("-accel jit: {e}")),
+                    }
+                }
             }
         }
         why.map_or(Ok(Accel::Interp), Err)
     }
 
     /// Lets the processors translate what runs often.
-    fn translate(&mut self, stats: bool, log_code: bool, cache: Option<u64>) -> Result<(), JitError> {
-        let mut options = JitOptions { log_code, drop_locks: self.cpus.len() == 1, ..JitOptions::default() };
+    fn translate(&mut self, stats: bool, threshold: Option<u8>, cache: Option<u64>) -> Result<(), JitError> {
+        let mut options = JitOptions { drop_locks: self.cpus.len() == 1, ..JitOptions::default() };
+        options.threshold = threshold.unwrap_or(options.threshold);
         if let Some(bytes) = cache {
             options.cache_bytes = usize::try_from(bytes).unwrap_or(usize::MAX) / self.cpus.len();
         }
@@ -225,10 +237,11 @@ impl Interp {
         Ok(())
     }
 
-    /// Logs what the processors do: interrupts and exceptions, code as it is decoded.
-    pub(crate) fn log(&mut self, events: bool, code: bool) {
-        let log: Option<Arc<dyn CpuLog>> = (events || code)
-            .then(|| Arc::new(CpuLogger { core: self.core.clone(), events, code }) as Arc<dyn CpuLog>);
+    /// Logs what the processors do: interrupts and exceptions, code as it is decoded and as it is translated.
+    pub(crate) fn log(&mut self, events: bool, code: bool, translations: bool) {
+        let log: Option<Arc<dyn CpuLog>> = (events || code || translations).then(|| {
+            Arc::new(CpuLogger { core: self.core.clone(), events, code, translations }) as Arc<dyn CpuLog>
+        });
         for cpu in &mut self.cpus {
             cpu.log = log.clone();
         }
@@ -247,6 +260,25 @@ impl Interp {
         cpu.invalidate_map();
         self.left = 0;
         self.turn = 0;
+    }
+    /// Takes a saved processor's state, with its count.
+    pub(crate) fn restore_state(&mut self, index: usize, state: CpuState) {
+        if let Some(cpu) = self.cpus.get_mut(index) {
+            cpu.state = state;
+            cpu.invalidate_map();
+        }
+    }
+    /// Whose turn it is, and how many instructions are left in it.
+    pub(crate) fn schedule(&self) -> (usize, u64) {
+        (self.turn, self.left)
+    }
+    /// Goes on in somebody's turn.
+    pub(crate) fn set_schedule(&mut self, (turn, left): (usize, u64)) {
+        (self.turn, self.left) = (turn % self.cpus.len().max(1), left);
+    }
+    /// Makes the processors walk the page tables anew.
+    pub(crate) fn forget_translations(&mut self) {
+        self.cpus.iter_mut().for_each(Cpu::invalidate_map);
     }
     /// Instructions executed by all processors.
     pub(crate) fn instructions(&self) -> u64 {
@@ -363,13 +395,19 @@ impl Interp {
         let before = cpu.state.icount;
         let mut budget = budget;
         if let Some(ns) = per_instruction {
+            if !self.core.has_event() {
+                // An earlier slice ended with it.
+                cpu.env.signals().clear(Signals::KICK);
+            }
             let now = self.core.clock.now();
             self.count.time.store(now, Ordering::Relaxed);
             self.count.base.store(before, Ordering::Relaxed);
             // Up to the next timer, and at least one instruction.
             budget = budget.min((self.core.timers.next().saturating_sub(now)).div_ceil(ns).max(1));
+            self.core.slice(index, now.saturating_add(budget.saturating_mul(ns)));
         }
         let exit = if step { cpu.debug_step() } else { cpu.run(budget) };
+        self.core.slice(index, 0);
         let ran = cpu.state.icount - before;
         if ran == 0 && matches!(exit, Exit::Kicked) && self.stop_at != u64::MAX {
             // Perhaps exceptions without end: they count in a bounded run, or it would have none.

@@ -23,6 +23,7 @@ mod watching;
 
 pub use devices::{check as device_check, help as device_help};
 pub use machine::{Machine, MachineError};
+pub use snapshot::Sections;
 
 /// Text of `-cpu help`.
 pub fn cpu_help() -> String {

@@ -198,9 +198,9 @@ impl Machine {
         };
         let log = machine.config.log;
         match &mut machine.engine {
-            Engine::Interp(interp) => interp.log(log.int, log.in_asm),
-            Engine::Kvm(_) if log.int || log.in_asm => {
-                machine.remarks.push("-d int and in_asm: KVM does not show its guest's instructions and exceptions; use -accel interp".into());
+            Engine::Interp(interp) => interp.log(log.int, log.in_asm, log.out_asm),
+            Engine::Kvm(_) if log.int || log.in_asm || log.out_asm => {
+                machine.remarks.push("-d int, in_asm and out_asm: KVM does not show its guest's instructions and exceptions; use -accel interp or jit".into());
             }
             Engine::Kvm(_) => {}
         }
@@ -406,7 +406,7 @@ impl Machine {
         for (n, mut state) in cpus {
             state.tsc_offset = state.tsc_offset.wrapping_add(ahead);
             match &mut self.engine {
-                Engine::Interp(interp) => interp.set_state(n, state),
+                Engine::Interp(interp) => interp.restore_state(n, state),
                 Engine::Kvm(kvm) => {
                     let name = format!("lapic{n}");
                     let page = match lapics.iter().find(|(l, _)| *l == name) {

@@ -1,9 +1,10 @@
 //! Saves a machine's whole state into a file, and takes it back in another process, under whichever accelerator.
 
-use crate::machine::{Machine, MachineError};
-use crate::state_file::{Reader, StateFileError, Writer};
+use crate::machine::{Engine, Machine, MachineError};
+use crate::state_file::{Reader, StateFileError, Writer, error};
 use ciborium::Value;
 use hyaline_ram::RamBlock;
+use hyaline_x86::env::Signals;
 use hyaline_x86::state::{CpuState, cr0, efer, flag};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -29,7 +30,15 @@ struct Head {
     firmware: u64,
     /// What was booted, in words.
     booted: String,
+    /// Deterministic machines: where the sequence of random numbers is, whose turn it is, and how much of it is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    random: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    turn: Option<(usize, u64)>,
 }
+
+/// A machine's state without its memory: sections with their names, as a state file has them.
+pub type Sections = Vec<(String, Vec<u8>)>;
 
 /// Most bytes of RAM in one section.
 const PIECE: usize = 1 << 20;
@@ -41,9 +50,9 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     data
 }
 
-fn decode<T: DeserializeOwned>(r: &Reader, name: &str, data: &[u8]) -> Result<T, StateFileError> {
+fn decode<T: DeserializeOwned>(path: &Path, name: &str, data: &[u8]) -> Result<T, StateFileError> {
     ciborium::from_reader(data)
-        .map_err(|e| r.wrong(format!("section `{name}` does not fit this program: {e}")))
+        .map_err(|e| error(path, format!("section `{name}` does not fit this program: {e}")))
 }
 
 impl Machine {
@@ -66,6 +75,11 @@ impl Machine {
             devices: self.devices().collect(),
             firmware: self.pc.rom.as_ref().map_or(0, |r| r.len()),
             booted: self.booted.clone(),
+            random: self.core.random_state(),
+            turn: match &self.engine {
+                Engine::Interp(interp) if self.config.deterministic => Some(interp.schedule()),
+                _ => None,
+            },
         }
     }
 
@@ -74,31 +88,44 @@ impl Machine {
     /// # Errors
     /// The file can't be written, or a device can't be saved.
     pub fn save(&mut self, path: &Path) -> Result<(), MachineError> {
-        let lapics = self.lapic_states()?;
+        let sections = self.sections()?;
         let mut w = Writer::create(path)?;
-        w.section("machine", &encode(&self.head()))?;
-        for n in 0..usize::from(self.config.cpus) {
-            w.section(&format!("cpu{n}"), &encode(&self.cpu_state(n)?))?;
+        for (name, data) in &sections {
+            w.section(name, data)?;
         }
-        let waiting: Vec<u32> = self.pc.cpus.iter().map(|c| c.signals.pending()).collect();
-        w.section("signals", &encode(&waiting))?;
-        for d in &self.pc.devices {
-            let state = d.slot.save().map_err(|e| MachineError::Device(d.slot.name().into(), e))?;
-            w.section(&format!("device:{}", d.slot.name()), &encode(&state))?;
-        }
-        for (name, state) in &lapics {
-            w.section(&format!("device:{name}"), &encode(state))?;
-        }
-        let lines: BTreeMap<String, u64> =
-            self.core.lines().iter().map(|l| (l.name().to_string(), l.levels())).collect();
-        w.section("lines", &encode(&lines))?;
         for (name, block) in self.blocks() {
             save_ram(&mut w, &name, &block)?;
         }
         Ok(w.finish()?)
     }
 
-    fn blocks(&self) -> Vec<(String, std::sync::Arc<RamBlock>)> {
+    /// The state of a machine that is not running, all but its memory ([`Machine::blocks`]): equal states are equal bytes.
+    ///
+    /// # Errors
+    /// A device can't be saved.
+    pub fn sections(&mut self) -> Result<Sections, MachineError> {
+        let lapics = self.lapic_states()?;
+        let mut all = vec![("machine".to_string(), encode(&self.head()))];
+        for n in 0..usize::from(self.config.cpus) {
+            all.push((format!("cpu{n}"), encode(&self.cpu_state(n)?)));
+        }
+        let waiting: Vec<u32> = self.pc.cpus.iter().map(|c| c.signals.pending() & !Signals::KICK).collect();
+        all.push(("signals".into(), encode(&waiting)));
+        for d in &self.pc.devices {
+            let state = d.slot.save().map_err(|e| MachineError::Device(d.slot.name().into(), e))?;
+            all.push((format!("device:{}", d.slot.name()), encode(&state)));
+        }
+        for (name, state) in &lapics {
+            all.push((format!("device:{name}"), encode(state)));
+        }
+        let lines: BTreeMap<String, u64> =
+            self.core.lines().iter().map(|l| (l.name().to_string(), l.levels())).collect();
+        all.push(("lines".into(), encode(&lines)));
+        Ok(all)
+    }
+
+    /// The blocks of memory that belong to the state, by the names they have in a state file.
+    pub fn blocks(&self) -> Vec<(String, std::sync::Arc<RamBlock>)> {
         let mut all = vec![("ram".to_string(), self.pc.ram.clone())];
         all.extend(self.pc.rom.clone().map(|r| ("rom".to_string(), r)));
         all
@@ -116,20 +143,13 @@ impl Machine {
         if name != "machine" {
             return Err(r.wrong(format!("the first section is `{name}`, not `machine`")).into());
         }
-        let saved: Head = decode(&r, &name, &data)?;
-        self.check_head(&r, &saved)?;
+        let saved: Head = decode(path, &name, &data)?;
+        self.check_head(path, &saved)?;
         for (_, block) in self.blocks() {
             let _ = block.fill(0, block.len(), 0);
         }
-        let mut missing: Vec<String> = (0..self.config.cpus).map(|n| format!("cpu{n}")).collect();
-        missing.extend(["signals".to_string(), "lines".to_string()]);
-        missing.extend(self.devices().map(|(name, _)| format!("device:{name}")));
-        missing.extend((0..self.config.cpus).map(|n| format!("device:lapic{n}")));
-        let mut lapics: Vec<(String, Value)> = Vec::new();
-        self.core.timers.clear();
-        self.core.clock.restore(saved.now, saved.wall_at_zero);
-        let mut cpus: Vec<(usize, CpuState)> = Vec::new();
-        let mut signals: Vec<u32> = Vec::new();
+        let mut missing = self.section_names();
+        let mut sections = Vec::new();
         while let Some((name, data)) = r.next_section()? {
             if let Some(rest) = name.strip_prefix("ram:").or_else(|| name.strip_prefix("rom:")) {
                 let block = if name.starts_with("ram") { Some(&self.pc.ram) } else { self.pc.rom.as_ref() };
@@ -146,15 +166,55 @@ impl Machine {
                 return Err(r.wrong(format!("section `{name}` is unknown or there twice")).into());
             };
             missing.swap_remove(i);
+            sections.push((name, data));
+        }
+        if let Some(name) = missing.first() {
+            return Err(r.wrong(format!("section `{name}` is missing")).into());
+        }
+        self.take(path, saved, &sections)
+    }
+
+    /// Takes a state that [`Machine::sections`] gave; memory is the caller's business.
+    ///
+    /// # Errors
+    /// Another machine's state. The machine is of no use then.
+    pub fn restore_sections(&mut self, sections: &Sections) -> Result<(), MachineError> {
+        let path = Path::new("the kept state");
+        let (name, data) = sections.first().ok_or_else(|| error(path, "it holds nothing"))?;
+        let saved: Head = decode(path, name, data)?;
+        self.check_head(path, &saved)?;
+        self.take(path, saved, sections.get(1..).unwrap_or_default())
+    }
+
+    /// Names of all sections but `machine` and memory.
+    fn section_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = (0..self.config.cpus).map(|n| format!("cpu{n}")).collect();
+        names.extend(["signals".to_string(), "lines".to_string()]);
+        names.extend(self.devices().map(|(name, _)| format!("device:{name}")));
+        names.extend((0..self.config.cpus).map(|n| format!("device:lapic{n}")));
+        names
+    }
+
+    /// Takes what sections hold.
+    fn take(&mut self, path: &Path, saved: Head, sections: &[(String, Vec<u8>)]) -> Result<(), MachineError> {
+        let mut lapics: Vec<(String, Value)> = Vec::new();
+        self.core.timers.clear();
+        self.core.clock.restore(saved.now, saved.wall_at_zero);
+        if let Some(state) = saved.random {
+            self.core.set_random_state(state);
+        }
+        let mut cpus: Vec<(usize, CpuState)> = Vec::new();
+        let mut signals: Vec<u32> = Vec::new();
+        for (name, data) in sections {
             if name == "signals" {
-                signals = decode(&r, &name, &data)?;
+                signals = decode(path, name, data)?;
             } else if name == "lines" {
-                let levels: BTreeMap<String, u64> = decode(&r, &name, &data)?;
+                let levels: BTreeMap<String, u64> = decode(path, name, data)?;
                 for line in self.core.lines() {
                     line.restore(levels.get(line.name()).copied().unwrap_or(0));
                 }
             } else if let Some(device) = name.strip_prefix("device:") {
-                let state: Value = decode(&r, &name, &data)?;
+                let state: Value = decode(path, name, data)?;
                 let slot = self.pc.devices.iter().find(|d| d.slot.name() == device).map(|d| d.slot.clone());
                 match slot {
                     Some(slot) => {
@@ -163,47 +223,65 @@ impl Machine {
                     None => lapics.push((device.to_string(), state)),
                 }
             } else if let Some(n) = name.strip_prefix("cpu").and_then(|n| n.parse().ok()) {
-                let state: CpuState = decode(&r, &name, &data)?;
-                check_cpu(&state).map_err(|e| r.wrong(format!("processor {n}: {e}")))?;
+                let state: CpuState = decode(path, name, data)?;
+                check_cpu(&state).map_err(|e| error(path, format!("processor {n}: {e}")))?;
                 cpus.push((n, state));
             }
         }
-        if let Some(name) = missing.first() {
-            return Err(r.wrong(format!("section `{name}` is missing")).into());
-        }
         for (port, bits) in self.pc.cpus.iter().zip(&signals) {
             port.signals.clear(u32::MAX);
-            port.signals.raise(bits & !hyaline_x86::env::Signals::KICK);
+            port.signals.raise(bits & !Signals::KICK);
         }
         self.booted = saved.booted;
-        self.load_processors(saved.tsc_hz, cpus, &lapics)
+        self.load_processors(saved.tsc_hz, cpus, &lapics)?;
+        if let (Engine::Interp(interp), Some(turn)) = (&mut self.engine, saved.turn) {
+            interp.set_schedule(turn);
+        }
+        Ok(())
     }
 
-    fn check_head(&self, r: &Reader, saved: &Head) -> Result<(), StateFileError> {
+    /// Has the software CPU walk the page tables anew, as after a restore. Nothing for KVM.
+    pub fn forget_translations(&mut self) {
+        if let Engine::Interp(interp) = &mut self.engine {
+            interp.forget_translations();
+        }
+    }
+
+    fn check_head(&self, path: &Path, saved: &Head) -> Result<(), StateFileError> {
         let here = self.head();
         if saved.board != here.board {
-            return Err(
-                r.wrong(format!("saved from a board `{}`; this one is `{}`", saved.board, here.board))
-            );
+            return Err(error(
+                path,
+                format!("saved from a board `{}`; this one is `{}`", saved.board, here.board),
+            ));
         }
         if !(1_000_000..=100_000_000_000).contains(&saved.tsc_hz) {
-            return Err(r.wrong(format!("a time-stamp counter of {} ticks a second", saved.tsc_hz)));
+            return Err(error(path, format!("a time-stamp counter of {} ticks a second", saved.tsc_hz)));
         }
         if saved.memory != here.memory {
-            return Err(r.wrong(format!(
-                "saved from a machine with {} MiB; start this one with -m {}",
-                saved.memory >> 20,
-                saved.memory >> 20
-            )));
+            return Err(error(
+                path,
+                format!(
+                    "saved from a machine with {} MiB; start this one with -m {}",
+                    saved.memory >> 20,
+                    saved.memory >> 20
+                ),
+            ));
         }
         if saved.cpus != here.cpus {
-            return Err(r.wrong(format!(
-                "saved from a machine with {} processors; start this one with -smp {}",
-                saved.cpus, saved.cpus
-            )));
+            return Err(error(
+                path,
+                format!(
+                    "saved from a machine with {} processors; start this one with -smp {}",
+                    saved.cpus, saved.cpus
+                ),
+            ));
         }
         if saved.firmware != here.firmware {
-            return Err(r.wrong("saved from a machine that was started another way (with or without firmware); use the same -kernel or -bios options"));
+            return Err(error(
+                path,
+                "saved from a machine that was started another way (with or without firmware); use the same -kernel or -bios options",
+            ));
         }
         if saved.devices != here.devices {
             let other = |a: &[(String, String)], b: &[(String, String)]| {
@@ -214,7 +292,7 @@ impl Machine {
                 (None, Some(d)) => format!("this machine has a device `{d}` that the saved one lacks"),
                 (None, None) => "the devices are in another order".into(),
             };
-            return Err(r.wrong(format!("{text}; start with the same options as then")));
+            return Err(error(path, format!("{text}; start with the same options as then")));
         }
         Ok(())
     }

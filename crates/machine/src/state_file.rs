@@ -143,7 +143,7 @@ pub fn check_place(path: &Path) -> Result<(), StateFileError> {
     tried.map_err(|e| error(path, format!("the state can't be saved there: {e}")))
 }
 
-fn error(path: &Path, text: impl Into<String>) -> StateFileError {
+pub(crate) fn error(path: &Path, text: impl Into<String>) -> StateFileError {
     StateFileError { path: path.display().to_string(), text: text.into() }
 }
 

@@ -15,6 +15,9 @@ pub enum DirtyClient {
     Code = 2,
     /// A display that repaints what changed.
     Vga = 4,
+    /// Who compares the memory of two machines at intervals. The software CPU writes without asking while this client logs: a page counts as
+    /// written when a translation for writes is made, so that translations are to be dropped after each look.
+    Compare = 8,
 }
 
 impl DirtyClient {
@@ -24,20 +27,24 @@ impl DirtyClient {
     pub const CODE: u8 = 2;
     /// The display's bit.
     pub const VGA: u8 = 4;
+    /// The comparing client's bit.
+    pub const COMPARE: u8 = 8;
     /// All clients, in the order of their bits.
-    pub const ALL: [DirtyClient; 3] = [DirtyClient::Migration, DirtyClient::Code, DirtyClient::Vga];
+    pub const ALL: [DirtyClient; 4] =
+        [DirtyClient::Migration, DirtyClient::Code, DirtyClient::Vga, DirtyClient::Compare];
 
-    /// The client's bit in a mask: 1, 2 or 4.
+    /// The client's bit in a mask: 1, 2, 4 or 8.
     pub const fn bit(self) -> u8 {
         self as u8
     }
 
-    /// The client's name: `migration`, `code` or `vga`.
+    /// The client's name: `migration`, `code`, `vga` or `compare`.
     pub const fn as_str(self) -> &'static str {
         match self {
             DirtyClient::Migration => "migration",
             DirtyClient::Code => "code",
             DirtyClient::Vga => "vga",
+            DirtyClient::Compare => "compare",
         }
     }
 
@@ -53,7 +60,7 @@ pub(crate) struct DirtyLog {
     /// Which clients have at least one dirty page since their last look.
     pending: AtomicU8,
     pages: u64,
-    words: [Box<[AtomicU64]>; 3],
+    words: [Box<[AtomicU64]>; 4],
 }
 
 impl DirtyLog {
@@ -64,7 +71,7 @@ impl DirtyLog {
             logging: AtomicU8::new(0),
             pending: AtomicU8::new(0),
             pages,
-            words: [words(), words(), words()],
+            words: [words(), words(), words(), words()],
         }
     }
 

@@ -132,6 +132,12 @@ pub trait CpuLog: Send + Sync {
     fn event(&self, cpu: u8, state: &CpuState, event: &Injected);
     /// Code is decoded for the first time: its linear address, its mode in bits, its bytes.
     fn code(&self, cpu: u8, linear: u64, bits: u32, bytes: &[u8]);
+    /// Whether [`CpuLog::translation`] is to be called.
+    fn wants_translations(&self) -> bool {
+        false
+    }
+    /// Code was translated: guest and host code in lines.
+    fn translation(&self, _cpu: u8, _text: &str) {}
 }
 
 /// The machine as one processor sees it.

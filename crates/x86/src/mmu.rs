@@ -9,7 +9,7 @@ use crate::native::mem::{self, PAGE, Scalar};
 use crate::state::{Seg, cr0, cr4, efer};
 use crate::sys::debug;
 use crate::tlb::{Backing, View};
-use hyaline_ram::RamBlock;
+use hyaline_ram::{DirtyClient, RamBlock};
 use hyaline_space::{Actor, ExitKind, Origin};
 use std::sync::Arc;
 
@@ -336,10 +336,13 @@ impl Cpu {
         if page.writable
             && access == Access::Write
             && !readonly
-            && ram.logging() == 0
+            && ram.logging() & !DirtyClient::COMPARE == 0
             && !ram.code().guarded(offset)
             && ram.code().own(offset, self.writer)
         {
+            if ram.logging() != 0 {
+                ram.mark_dirty_for(DirtyClient::Compare, offset, PAGE);
+            }
             self.mmu.window.fill_write(linear, ram, offset, page.global);
         }
     }

@@ -8,7 +8,7 @@ use super::{JitOptions, Tier};
 use crate::state::{Vector, cr4, efer, flag};
 use crate::{Cpu, CpuState, Exit, testing};
 use hyaline_ram::RamBlock;
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use std::sync::Arc;
 
 /// Linear and physical address of the code.
@@ -24,6 +24,8 @@ const IDT: u64 = 0x18_0000;
 const TSS: u64 = 0x18_2000;
 const IST: u64 = 0x18_4000;
 const HANDLERS: u64 = 0x18_8000;
+/// Page directory of 32-bit processors.
+const DIRECTORY: u64 = 0x18_a000;
 /// Page table of the window.
 const TABLE: u64 = 0x18_9000;
 
@@ -92,19 +94,27 @@ fn set_up(bits: u32) -> (Cpu, Arc<RamBlock>) {
     s.gdtr = crate::state::Table { base: gdt, limit: 0x1f };
     s.idtr = crate::state::Table { base: IDT, limit: 0x1ff };
     s.tr = crate::state::Segment { base: TSS, limit: 0x67, attr: 0x8b, selector: 0x18, unusable: false };
+    // The window's page table in place of a large page; tables as testing::long_mode_cpu has them.
+    let entries = (0..PAGES).map(|i| match i {
+        2 | 9 | 15 => 0,
+        3 | 11 => (DATA + i * 0x1000) | 5,
+        5 => CODE | 7,
+        6 => (CODE + 0x1000) | 7,
+        _ => (DATA + i * 0x1000) | 7,
+    });
     if bits == 64 {
-        // The window's page table in place of a large page; tables as testing::long_mode_cpu has them.
         ram.store_u64(0x10_0000 + 0x2000 + 0x1000, TABLE | 7);
-        for i in 0..PAGES {
-            let entry = match i {
-                2 | 9 | 15 => 0,
-                3 | 11 => (DATA + i * 0x1000) | 5,
-                5 => CODE | 7,
-                6 => (CODE + 0x1000) | 7,
-                _ => (DATA + i * 0x1000) | 7,
-            };
-            ram.store_u64(TABLE + i * 8, entry);
-        }
+        entries.enumerate().for_each(|(i, e)| ram.store_u64(TABLE + i as u64 * 8, e).unwrap_or(()));
+    } else {
+        use crate::state::{cr0, cr4};
+        // The first 4 MiB as one page, and the window.
+        ram.store_u32(DIRECTORY, 0x87);
+        ram.store_u32(DIRECTORY + (WINDOW >> 22) * 4, TABLE as u32 | 7);
+        entries.enumerate().for_each(|(i, e)| ram.store_u32(TABLE + i as u64 * 4, e as u32).unwrap_or(()));
+        cpu.state.cr3 = DIRECTORY;
+        cpu.state.cr0 |= cr0::PG | cr0::WP | cr0::MP;
+        cpu.state.cr4 |= cr4::PSE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
+        cpu.state.xcr0 = 7;
     }
     (cpu, ram)
 }
@@ -296,6 +306,20 @@ fn x87(r: &mut Random) -> crate::state::X87 {
     x
 }
 
+/// Writes guest and host code of every unit to standard error.
+struct Listing;
+
+impl crate::CpuLog for Listing {
+    fn event(&self, _: u8, _: &CpuState, _: &crate::state::Injected) {}
+    fn code(&self, _: u8, _: u64, _: u32, _: &[u8]) {}
+    fn wants_translations(&self) -> bool {
+        true
+    }
+    fn translation(&self, _: u8, text: &str) {
+        eprintln!("{text}");
+    }
+}
+
 impl Lockstep {
     /// Processors in 64-bit or flat 32-bit mode.
     ///
@@ -304,12 +328,10 @@ impl Lockstep {
     pub fn new(bits: u32) -> Result<Lockstep, super::JitError> {
         let interp = set_up(bits);
         let mut jit = set_up(bits);
-        jit.0.set_tier(Tier::Jit(JitOptions {
-            cache_bytes: 4 << 20,
-            threshold: 0,
-            drop_locks: false,
-            log_code: std::env::var_os("LOCKSTEP_LOG").is_some(),
-        }))?;
+        jit.0.set_tier(Tier::Jit(JitOptions { cache_bytes: 4 << 20, threshold: 0, drop_locks: false }))?;
+        if std::env::var_os("LOCKSTEP_LOG").is_some() {
+            jit.0.log = Some(Arc::new(Listing));
+        }
         Ok(Lockstep { interp, jit, seed: 0, bits, cases: 0, past: Vec::new() })
     }
 
@@ -503,7 +525,7 @@ impl Lockstep {
     fn state(&self, r: &mut Random) -> CpuState {
         let mut s = self.interp.0.state.clone();
         let mask = if self.bits == 64 { u64::MAX } else { 0xffff_ffff };
-        let window = if self.bits == 64 { WINDOW } else { DATA };
+        let window = WINDOW;
         for g in &mut s.gpr {
             *g = match r.below(10) {
                 0..=5 => {
@@ -546,6 +568,19 @@ impl Lockstep {
             s.msr.lstar = if r.chance(90) { CODE + r.below(40) } else { WINDOW + 0x5000 };
             s.msr.sfmask = r.word() & 0x4_7700 & !flag::TF;
             s.msr.kernel_gs_base = window + 0x6000 + r.below(0x1000);
+        }
+        // AVX-512 in half of the cases, where this host has it.
+        s.xcr0 = 7;
+        s.opmask = Default::default();
+        if self.interp.0.model.has(CpuidFeature::AVX512F) && r.chance(50) {
+            s.xcr0 = 0xe7;
+            s.opmask.iter_mut().for_each(|k| *k = r.word() >> r.below(64));
+            for v in s.vec.iter_mut().take(registers) {
+                v.0.iter_mut().skip(4).for_each(|q| *q = r.word());
+            }
+            if self.bits == 64 {
+                s.vec.iter_mut().skip(16).for_each(|v| v.0.iter_mut().for_each(|q| *q = r.word()));
+            }
         }
         s.mxcsr = 0x1f80;
         s.x87 = x87(r);

@@ -10,6 +10,8 @@
 mod arena;
 mod asm;
 mod context;
+#[cfg(test)]
+mod golden;
 mod helpers;
 #[doc(hidden)]
 pub mod lockstep;
@@ -55,13 +57,11 @@ pub struct JitOptions {
     pub threshold: u8,
     /// Leave LOCK out of instructions: only where the processor is the machine's only one and no device writes behind its back.
     pub drop_locks: bool,
-    /// Write guest and host code of every unit to standard error.
-    pub log_code: bool,
 }
 
 impl Default for JitOptions {
     fn default() -> Self {
-        JitOptions { cache_bytes: 64 << 20, threshold: 6, drop_locks: false, log_code: false }
+        JitOptions { cache_bytes: 64 << 20, threshold: 6, drop_locks: false }
     }
 }
 
@@ -747,8 +747,8 @@ impl Jit {
         };
         let out = translate::translate(&guest, numbers, self.mode, self.host, &self.stubs, &mut self.info);
         self.arena.add(&out.code)?;
-        if self.options.log_code {
-            log_code(&guest, bits, &out.code, numbers.exec);
+        if let Some(log) = cpu.log.as_ref().filter(|log| log.wants_translations()) {
+            log.translation(cpu.env.index(), &listing(&guest, bits, &out.code, numbers.exec));
         }
         self.stats.units += 1;
         self.stats.guest_instructions += guest.len() as u64;
@@ -871,7 +871,7 @@ impl Jit {
             let pending = cpu.signals.pending();
             let waits = pending & Signals::INTERRUPT != 0 && cpu.state.rflags & flag::IF == 0;
             let pending = if waits { pending & !Signals::INTERRUPT } else { pending };
-            if pending | cpu.attention != 0 || end - now < MAX_UNIT as u64 {
+            if pending | cpu.attention != 0 {
                 // One instruction at a time, with all that lies between them.
                 self.pending = Pending::None;
                 match cpu.run_loop(cache, now + 1) {
@@ -947,6 +947,14 @@ impl Jit {
                     let number = self.context().argument as u32;
                     if self.units.get(number as usize).is_some_and(|u| u.dead) {
                         self.pending = Pending::Redirect(number);
+                    } else if cpu.state.icount == before {
+                        // The budget ends within this unit.
+                        let exit = cpu.run_loop(cache, end);
+                        self.stats.cold_instructions += cpu.state.icount - before;
+                        match exit {
+                            Exit::Budget => {}
+                            exit => return exit,
+                        }
                     }
                 }
                 exit::FAULT => {
@@ -1134,21 +1142,21 @@ fn map_key(id: u32, linear: u64) -> u64 {
     u64::from(id) << 12 | linear & (PAGE - 1)
 }
 
-/// Number of host instructions in a unit of 64-bit guest code, on a host with BMI2.
+/// The unit made from guest code at 0x1000, on a host with BMI2: its guest instructions and its host code. None when the processor
+/// model of this host lacks an instruction.
 #[cfg(test)]
-fn emitted(code: &[u8]) -> usize {
+fn emitted(bits: u32, code: &[u8]) -> Option<(Vec<Guest>, Vec<u8>)> {
     let model = crate::testing::cpu().model;
-    let mode = Mode { bits: 64, amd: true };
+    let mode = Mode { bits, amd: true };
     let (mut guest, mut at) = (Vec::new(), 0);
-    while let Some(insn) =
-        code.get(at..).filter(|c| !c.is_empty()).and_then(|c| decode::decode(c, mode, &model))
-    {
+    while let Some(rest) = code.get(at..).filter(|c| !c.is_empty()) {
+        let insn = decode::decode(rest, mode, &model)?;
+        guest.push(Guest::new(0x1000 + at as u64, insn, bits));
         at += usize::from(insn.len);
-        guest.push(Guest::new(0x1000, insn, 64));
     }
-    let key = ModeKey(
-        ModeKey::LONG | ModeKey::X87 | ModeKey::SSE | ModeKey::AVX | ModeKey::FS_FLAT | ModeKey::GS_FLAT,
-    );
+    let long = if bits == 64 { ModeKey::LONG } else { 0 };
+    let key =
+        ModeKey(long | ModeKey::X87 | ModeKey::SSE | ModeKey::AVX | ModeKey::FS_FLAT | ModeKey::GS_FLAT);
     let numbers = Numbers {
         unit: 0,
         page: 1,
@@ -1163,35 +1171,35 @@ fn emitted(code: &[u8]) -> usize {
         ctx: 0x1000_0000,
     };
     let host = Host { bmi2: true, locks: true, tzcnt: true, lzcnt: true };
-    let out = translate::translate(
-        &guest,
-        numbers,
-        key,
-        host,
-        &Stubs::default(),
-        &mut InstructionInfoFactory::new(),
-    );
-    iced_x86::Decoder::with_ip(64, &out.code, 0x1000_0000, iced_x86::DecoderOptions::NONE).iter().count()
+    let mut info = InstructionInfoFactory::new();
+    let out = translate::translate(&guest, numbers, key, host, &Stubs::default(), &mut info);
+    Some((guest, out.code))
 }
 
-/// Guest and host code of a unit, to standard error.
+/// Guest and host code of a unit, in lines.
 #[cold]
-fn log_code(guest: &[Guest], bits: u32, host: &[u8], exec: u64) {
-    use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+fn listing(guest: &[Guest], bits: u32, host: &[u8], exec: u64) -> String {
+    use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
     use std::fmt::Write;
-    let mut formatter = FastFormatter::new();
-    let mut text = String::new();
+    let mut formatter = GasFormatter::new();
+    let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |text, b| text + &format!("{b:02x}"));
+    let first = guest.first().map_or(0, |g| g.rip);
+    let mut text = format!(
+        "unit at {first:#x}, {bits}-bit code: {} instructions, {} bytes of host code",
+        guest.len(),
+        host.len()
+    );
     for g in guest {
-        let _ = write!(text, "guest {:#x} ({bits} bits) {:02x?}: ", g.rip, g.insn.bytes());
+        let _ = write!(text, "\n  guest {:#018x}  {:<30}  ", g.rip, hex(g.insn.bytes()));
         formatter.format(&g.iced, &mut text);
-        text.push('\n');
     }
     for i in Decoder::with_ip(64, host, exec, DecoderOptions::NONE).iter() {
-        let _ = write!(text, "  host {:#x}: ", i.ip());
+        let at = i.ip().wrapping_sub(exec) as usize;
+        let bytes = host.get(at..at + i.len()).unwrap_or_default();
+        let _ = write!(text, "\n  host  {:#018x}  {:<30}  ", i.ip(), hex(bytes));
         formatter.format(&i, &mut text);
-        text.push('\n');
     }
-    eprint!("{text}");
+    text
 }
 
 /// The state to generated code's registers.

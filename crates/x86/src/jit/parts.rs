@@ -190,8 +190,32 @@ pub(super) fn split(bytes: &[u8], bits: u32, i: &Instruction, immediate_size: us
     };
     let tail = bytes.get(immediate_at..len)?;
     p.immediate.get_mut(..tail.len())?.copy_from_slice(tail);
+    if bits == 32 {
+        eight_registers(&mut p, i);
+    }
     p.immediate_len = tail.len() as u8;
     Some(p)
+}
+
+/// Outside of 64-bit mode there are eight registers: the bits that would choose others are ignored in VEX and EVEX prefixes and in
+/// immediates that name a register (SDM vol. 2 §2.3.5, §2.7.11). Here they are cleared (the prefixes hold them inverted).
+fn eight_registers(p: &mut Parts, i: &Instruction) {
+    match &mut p.form {
+        Form::Legacy { .. } => {}
+        Form::Vex([b1, b2]) => {
+            *b1 |= 0xe0;
+            *b2 |= 0x40;
+        }
+        Form::Evex([b1, b2, b3]) => {
+            *b1 |= 0xf0;
+            *b2 |= 0x40;
+            *b3 |= 0x08;
+        }
+    }
+    let named = |k: &K| matches!(k, K::xmm_is4 | K::ymm_is4);
+    if i.code().op_code().op_kinds().iter().any(named) {
+        p.immediate[0] &= 0x7f;
+    }
 }
 
 /// What ModRM.rm becomes.
