@@ -7,7 +7,7 @@ use hyaline_machine::Machine;
 use hyaline_machine::chassis::{Channel, Event};
 use hyaline_machine::config::{Accel, Config, DeviceSpec};
 use hyaline_machine::load::Images;
-use hyaline_watch::{Accelerator, AccessLog, Compare, Entry, Line, Teller, compare, summary};
+use hyaline_watch::{AccessLog, Compare, Entry, Line, Runner, Teller, compare, summary};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -68,7 +68,7 @@ fn run(accel: Accel) -> Result<Run, String> {
     let path = log
         .iter()
         .find(|e| e.record.addr == PORT && e.record.is_write && e.site.space == "io")
-        .map(|e| tell(&machine, &accel, e));
+        .map(|e| tell(&machine, e));
     Ok(Run {
         text: summary(&machine.recorder.counts(), 3),
         instructions: machine.instructions(),
@@ -80,15 +80,11 @@ fn run(accel: Accel) -> Result<Run, String> {
 }
 
 /// The way of one access, layer by layer.
-fn tell(machine: &Machine, accel: &Accel, entry: &Entry) -> String {
-    let (accelerator, thread) = match accel {
-        Accel::Interp => (Accelerator::Software, "vcpu0/interp"),
-        Accel::Jit { .. } => (Accelerator::Software, "vcpu0/jit"),
-        Accel::Kvm => (Accelerator::Kvm, "vcpu0/kvm"),
-    };
+fn tell(machine: &Machine, entry: &Entry) -> String {
+    let runner = machine.accel().runner(&machine.config);
     let path = machine.pc.ports.resolve(entry.record.addr, entry.record.size, entry.record.is_write);
     let line = Line { record: &entry.record, site: &entry.site, guest: None };
-    format!("{line}\n\n{}", Teller { accelerator, thread }.tell(&path, &entry.record, &entry.site))
+    format!("{line}\n\n{}", Teller { runner }.tell(&path, &entry.record, &entry.site))
 }
 
 /// Runs it; the exit code is 0 when the guest did what it should.

@@ -3,6 +3,7 @@
 use crate::load::Images;
 use crate::report::PanicPolicy;
 use hyaline_host::chardev::Spec;
+use hyaline_watch::Runner;
 use hyaline_watch::SymbolChoice;
 use std::path::PathBuf;
 
@@ -33,6 +34,15 @@ impl Accel {
             Accel::Interp => "interp",
             Accel::Jit { .. } => "jit",
             Accel::Kvm => "kvm",
+        }
+    }
+    /// What runs the processors of a machine that is made so, for those who name threads.
+    pub fn runner(&self, config: &Config) -> Runner {
+        match self {
+            Accel::Kvm => Runner::Kvm,
+            _ if config.in_turns() => Runner::InTurns,
+            Accel::Jit { .. } => Runner::Jit,
+            Accel::Interp => Runner::Interp,
         }
     }
 }
@@ -202,6 +212,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The software CPU's processors take turns.
+    pub fn in_turns(&self) -> bool {
+        self.turns || self.deterministic
+    }
+
     /// The value of `-global driver.prop`, the last one given.
     pub fn global(&self, driver: &str, prop: &str) -> Option<&str> {
         self.globals.iter().rev().find(|(d, p, _)| d == driver && p == prop).map(|(_, _, v)| v.as_str())

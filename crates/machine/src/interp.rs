@@ -9,6 +9,7 @@ use crate::debug::{Resume, Stopped, Why};
 use crate::pc::Pc;
 use crate::threads::{self, Next, Vcpu};
 use hyaline_space::{AddressSpace, Listener, Section};
+use hyaline_watch::Runner;
 use hyaline_x86::env::Signals;
 use hyaline_x86::state::{Activity, CpuState, EventKind, Injected, efer};
 use hyaline_x86::{Cpu, CpuLog, CpuModel, DebugStop, Exit, JitError, JitOptions, Tier, Watch};
@@ -190,7 +191,7 @@ impl Interp {
             turn: 0,
             left: 0,
             stop_at: u64::MAX,
-            turns: config.turns || config.deterministic,
+            turns: config.in_turns(),
             sleep: config.sleep_when_idle,
             stats: false,
             resume: Vec::new(),
@@ -308,7 +309,7 @@ impl Interp {
                 continue;
             }
             let (core, number) = (&*core, n as u8);
-            let accel = if cpu.jit_stats().is_some() { "jit" } else { "interp" };
+            let runner = if cpu.jit_stats().is_some() { Runner::Jit } else { Runner::Interp };
             let go_on = Box::new(move || match cpu.run(u64::MAX) {
                 Exit::Budget | Exit::Kicked => Next::Again,
                 Exit::Halted | Exit::WaitForSipi => Next::Sleep,
@@ -317,7 +318,7 @@ impl Interp {
                     Next::End
                 }
             });
-            vcpus.push(Vcpu { number, accel, port, kick: None, go_on });
+            vcpus.push(Vcpu { number, runner, port, kick: None, go_on });
         }
         threads::run(&core, vcpus)
     }

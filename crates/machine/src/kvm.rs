@@ -13,6 +13,7 @@ use hyaline_kvm::{
     DebugCause, DebugControl, DebugStop, Exit, Gsi, Irqchip, Kvm, KvmError, KvmVcpu, KvmVm, LapicPage,
     SystemEvent, VmOptions, Watch,
 };
+use hyaline_watch::Runner;
 use hyaline_x86::CpuModel;
 use hyaline_x86::cpuid::{Accelerator, HostCpu, Leaf};
 use hyaline_x86::state::CpuState;
@@ -313,7 +314,7 @@ impl KvmEngine {
             }
             let (number, kick, core) = (n as u8, Some(vcpu.kick_handle()), &*core);
             let go_on = Box::new(move || go_on(number, vcpu, env, core, vm, ioapic, debug));
-            vcpus.push(Vcpu { number, accel: "kvm", port, kick, go_on });
+            vcpus.push(Vcpu { number, runner: Runner::Kvm, port, kick, go_on });
         }
         let event = threads::run(&core, vcpus);
         self.collect_remarks();

@@ -9,7 +9,7 @@ use crate::pc::Pc;
 use hyaline_device::{Crash, Handled, Place, Slot};
 use hyaline_ram::RamBlock;
 use hyaline_space::{Actor, AddressSpace, ExitKind};
-use hyaline_watch::{Accelerator, AccessRecord, Guest, Recorder, Site, Teller, json};
+use hyaline_watch::{AccessRecord, Guest, Recorder, Runner, Site, Teller, json};
 use hyaline_x86::state::CpuState;
 use serde_json::{Value, json as object};
 use std::fs::File;
@@ -109,7 +109,7 @@ pub struct Reporter {
     config_space: AddressSpace,
     ram: Arc<RamBlock>,
     machine: Value,
-    accelerator: Accelerator,
+    runner: Runner,
     folder: PathBuf,
     with_ram: bool,
     policy: PanicPolicy,
@@ -173,7 +173,7 @@ impl Reporter {
             config_space: pc.config_space.clone(),
             ram: pc.ram.clone(),
             machine,
-            accelerator: if *accel == Accel::Kvm { Accelerator::Kvm } else { Accelerator::Software },
+            runner: accel.runner(config),
             folder: config.crash_dir.clone().unwrap_or_else(|| PathBuf::from(".")),
             with_ram: config.crash_with_ram,
             policy: config.on_device_panic,
@@ -425,14 +425,6 @@ impl Reporter {
     /// The way of the access in hand, layer by layer.
     fn way(&self, slot: &Slot, a: &Handled) -> Option<Vec<String>> {
         let t = self.target(slot, a)?;
-        let who = match a.origin.actor {
-            Actor::Vcpu(n) => n.to_string(),
-            _ => "?".into(),
-        };
-        let thread = match self.accelerator {
-            Accelerator::Kvm => format!("vcpu{who}/kvm"),
-            Accelerator::Software => format!("vcpu{who}/software CPU"),
-        };
         let path = t.space.resolve(t.addr, a.size, a.is_write);
         let site = Site {
             id: 0,
@@ -460,7 +452,7 @@ impl Reporter {
             parts: 1,
             outcome: hyaline_space::Outcome::Ok,
         };
-        let text = Teller { accelerator: self.accelerator, thread: &thread }.tell(&path, &record, &site);
+        let text = Teller { runner: self.runner }.tell(&path, &record, &site);
         // The last line says what came of it, which is not known here.
         let unknown = |l: &str| {
             let l = l.trim_start_matches([' ', '└']);

@@ -109,7 +109,7 @@ impl Machine {
         for n in 0..usize::from(self.config.cpus) {
             all.push((format!("cpu{n}"), encode(&self.cpu_state(n)?)));
         }
-        let waiting: Vec<u32> = self.pc.cpus.iter().map(|c| c.signals.pending() & !Signals::KICK).collect();
+        let waiting: Vec<u32> = self.pc.cpus.iter().map(|c| c.signals.pending() & Signals::GUEST).collect();
         all.push(("signals".into(), encode(&waiting)));
         for d in &self.pc.devices {
             let state = d.slot.save().map_err(|e| MachineError::Device(d.slot.name().into(), e))?;
@@ -230,7 +230,7 @@ impl Machine {
         }
         for (port, bits) in self.pc.cpus.iter().zip(&signals) {
             port.signals.clear(u32::MAX);
-            port.signals.raise(bits & !Signals::KICK);
+            port.signals.raise(bits & Signals::GUEST);
         }
         self.booted = saved.booted;
         self.load_processors(saved.tsc_hz, cpus, &lapics)?;

@@ -2,6 +2,7 @@
 
 use crate::chassis::{Core, CpuPort, Event, Waker};
 use hyaline_kvm::KickHandle;
+use hyaline_watch::Runner;
 use std::sync::Arc;
 use std::thread::{Builder, Thread};
 
@@ -19,8 +20,8 @@ pub(crate) enum Next {
 /// One processor to be run.
 pub(crate) struct Vcpu<'a> {
     pub number: u8,
-    /// The accelerator, for the thread's name.
-    pub accel: &'static str,
+    /// What runs it, for the thread's name.
+    pub runner: Runner,
     pub port: &'a CpuPort,
     /// How to get it out of KVM.
     pub kick: Option<KickHandle>,
@@ -61,7 +62,7 @@ impl Drop for Fallen<'_> {
 pub(crate) fn run(core: &Arc<Core>, vcpus: Vec<Vcpu<'_>>) -> Event {
     std::thread::scope(|scope| {
         for vcpu in vcpus {
-            let Vcpu { number, accel, port, kick, mut go_on } = vcpu;
+            let Vcpu { number, runner, port, kick, mut go_on } = vcpu;
             let body = move || {
                 let _fallen = Fallen(core, number);
                 port.set_waker(Some(Arc::new(Wake { kick, thread: std::thread::current() })));
@@ -73,7 +74,7 @@ pub(crate) fn run(core: &Arc<Core>, vcpus: Vec<Vcpu<'_>>) -> Event {
                     }
                 }
             };
-            let thread = Builder::new().name(format!("vcpu{number}/{accel}")).spawn_scoped(scope, body);
+            let thread = Builder::new().name(runner.thread(number)).spawn_scoped(scope, body);
             if let Err(e) = thread {
                 let text = format!("the thread of processor {number} can't be started: {e}");
                 core.event(Event::Failed(text));

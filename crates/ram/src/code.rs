@@ -76,9 +76,7 @@ impl Chunk {
             writers: std::array::from_fn(|_| AtomicU32::new(0)),
         })
     }
-}
 
-impl Chunk {
     /// Waits until nobody is taking away a page's marks.
     #[inline]
     fn wait(&self, i: usize) {

@@ -19,7 +19,7 @@ mod trace;
 pub use filter::{Filter, Format, Spec, Vocabulary, glob};
 pub use guest::{Guest, SymbolChoice};
 pub use log::{AccessLog, Compare, Difference, Entry, compare};
-pub use path::{Accelerator, Teller};
+pub use path::{Runner, Teller};
 pub use profile::Profile;
 pub use record::{AccessRecord, Site};
 pub use recorder::{Clock, Count, DEPTH, HostClock, Recorder, Sink};

@@ -6,20 +6,34 @@ use hyaline_space::{Actor, ExitKind, Outcome, Path, StepKind, Why};
 
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accelerator {
+pub enum Runner {
     /// The host's kernel.
     Kvm,
-    /// Our own software CPU.
-    Software,
+    /// The translator, a thread for each processor.
+    Jit,
+    /// The interpreter, a thread for each processor.
+    Interp,
+    /// The software CPU, where processors take turns on the thread that runs the machine.
+    InTurns,
+}
+
+impl Runner {
+    /// The name of the host thread that runs a processor.
+    pub fn thread(self, vcpu: u8) -> String {
+        match self {
+            Runner::Kvm => format!("vcpu{vcpu}/kvm"),
+            Runner::Jit => format!("vcpu{vcpu}/jit"),
+            Runner::Interp => format!("vcpu{vcpu}/interp"),
+            Runner::InTurns => "main, where processors take turns".into(),
+        }
+    }
 }
 
 /// Tells the way of an access.
 #[derive(Clone, Copy, Debug)]
-pub struct Teller<'a> {
+pub struct Teller {
     /// What ran the guest.
-    pub accelerator: Accelerator,
-    /// The name of the host thread: `vcpu0/kvm`.
-    pub thread: &'a str,
+    pub runner: Runner,
 }
 
 /// One line of the tree: Hyaline's step, and what QEMU calls it.
@@ -30,7 +44,7 @@ struct Step {
     deeper: bool,
 }
 
-impl Teller<'_> {
+impl Teller {
     /// The tree. `path` is what `AddressSpace::resolve` says of the access's address now, which is where it went unless the map was changed since
     /// (the last line but the outcome then tells another region than the record). With a trailing newline.
     pub fn tell(&self, path: &Path, record: &AccessRecord, site: &Site) -> String {
@@ -130,7 +144,7 @@ impl Teller<'_> {
 
     /// Who, and how the access came out of the guest.
     fn entry(&self, record: &AccessRecord, add: &mut impl FnMut(String, &str)) {
-        let kvm = self.accelerator == Accelerator::Kvm;
+        let kvm = self.runner == Runner::Kvm;
         let element = if record.count > 0 {
             format!(", element {} of a string instruction", record.count)
         } else {
@@ -138,12 +152,12 @@ impl Teller<'_> {
         };
         match record.actor {
             Actor::Vcpu(n) => {
-                let frames = if kvm {
-                    "qemu_thread_start, kvm_vcpu_thread_fn"
-                } else {
-                    "qemu_thread_start, mttcg_cpu_thread_fn"
+                let frames = match self.runner {
+                    Runner::Kvm => "qemu_thread_start, kvm_vcpu_thread_fn",
+                    Runner::Jit | Runner::Interp => "qemu_thread_start, mttcg_cpu_thread_fn",
+                    Runner::InTurns => "qemu_thread_start, rr_cpu_thread_fn",
                 };
-                add(format!("vCPU {n}, host thread {}", self.thread), frames);
+                add(format!("vCPU {n}, host thread {}", self.runner.thread(n)), frames);
                 let run =
                     if kvm { "KVM runs the guest until an exit" } else { "the software CPU runs the guest" };
                 add(

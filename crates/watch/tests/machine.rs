@@ -5,7 +5,7 @@ use hyaline_devices::net::Pcnet;
 use hyaline_devices::serial::Ns16550;
 use hyaline_space::{AddressSpace, ExitKind, Io, IoError, Origin, Outcome, Region};
 use hyaline_watch::{
-    Accelerator, AccessLog, Clock, Compare, HEADER, Line, Recorder, Sink, Teller, compare, json, summary,
+    AccessLog, Clock, Compare, HEADER, Line, Recorder, Runner, Sink, Teller, compare, json, summary,
 };
 use std::sync::Arc;
 
@@ -187,7 +187,7 @@ fn the_way_is_told_layer_by_layer() {
     let _ = out(&space, 0xc012, 2, 0x58);
     let record = recorder.last(1)[0];
     let site = recorder.site(record.site).unwrap();
-    let teller = Teller { accelerator: Accelerator::Kvm, thread: "vcpu0/kvm" };
+    let teller = Teller { runner: Runner::Kvm };
     let text = teller.tell(&space.resolve(0xc012, 2, true), &record, &site);
     let expected = "\
 PATH OF THE ACCESS

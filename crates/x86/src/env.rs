@@ -39,6 +39,9 @@ impl Signals {
     /// Another processor wants all memory to itself for a moment.
     pub const EXCLUSIVE: u32 = 1 << 8;
 
+    /// What guest and devices have asked for, as opposed to what the program wants of the processor's thread: the part that a saved state has.
+    pub const GUEST: u32 = 0xff00_0000 | Self::INTERRUPT | Self::NMI | Self::INIT | Self::SIPI | Self::SMI;
+
     /// Raises the given bits.
     pub fn raise(&self, bits: u32) {
         self.word.fetch_or(bits, Ordering::SeqCst);

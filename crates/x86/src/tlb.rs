@@ -298,10 +298,11 @@ impl Mmu {
         if same && self.view == view {
             return;
         }
-        let space = match self.spaces.iter().position(|s| s.pcid == Some(pcid)) {
-            _ if same => self.space,
-            Some(i) => i,
-            None => self.take_space(pcid),
+        let space = if same {
+            self.space
+        } else {
+            let known = self.spaces.iter().position(|s| s.pcid == Some(pcid));
+            known.unwrap_or_else(|| self.take_space(pcid))
         };
         self.uses += 1;
         let uses = self.uses;

@@ -4,10 +4,9 @@ use super::names::{Found, find, parse_number};
 use hyaline_device::Register;
 use hyaline_machine::Machine;
 use hyaline_machine::chassis::{Core, Event};
-use hyaline_machine::config::Accel;
 use hyaline_machine::debug::{Stopped, Why};
 use hyaline_space::Actor;
-use hyaline_watch::{Accelerator, AccessRecord, HEADER, Line, Sink, Site, Teller};
+use hyaline_watch::{AccessRecord, HEADER, Line, Sink, Site, Teller};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -72,14 +71,9 @@ pub(super) fn explain(machine: &Machine, number: Option<u64>) -> Result<String, 
     let pc = &machine.pc;
     let space = [&pc.memory, &pc.ports, &pc.config_space].into_iter().find(|s| s.name() == site.space);
     let space = space.ok_or_else(|| format!("explain: the address space `{}` is gone", site.space))?;
-    let kvm = machine.accel() == Accel::Kvm;
-    let thread = match record.actor {
-        Actor::Vcpu(n) if kvm => format!("vcpu{n}/kvm"),
-        _ => "main".to_string(),
-    };
-    let accelerator = if kvm { Accelerator::Kvm } else { Accelerator::Software };
+    let runner = machine.accel().runner(&machine.config);
     let path = space.resolve(record.addr, record.size, record.is_write);
-    let told = Teller { accelerator, thread: &thread }.tell(&path, record, &site);
+    let told = Teller { runner }.tell(&path, record, &site);
     Ok(format!("access {} at {} ns\n{told}", record.seq, record.time))
 }
 

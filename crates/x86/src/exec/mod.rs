@@ -473,7 +473,7 @@ fn conditional(i: &Instruction, insn: &Insn) -> Option<Handler> {
     is_setcc(i.mnemonic()).then(|| by_condition!(condition, C, setcc::<C> as Handler))
 }
 
-fn is_cmov(mnemonic: Mnemonic) -> bool {
+pub(crate) fn is_cmov(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
@@ -495,7 +495,7 @@ fn is_cmov(mnemonic: Mnemonic) -> bool {
             | M::Cmovg
     )
 }
-fn is_setcc(mnemonic: Mnemonic) -> bool {
+pub(crate) fn is_setcc(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,

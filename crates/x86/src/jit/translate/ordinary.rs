@@ -2,6 +2,7 @@
 
 use super::flags::flag_use;
 use super::{Guest, Host, Translator, pinned, undefined_here};
+use crate::exec::{is_cmov, is_setcc};
 use crate::jit::ModeKey;
 use crate::jit::asm::{M, r};
 use crate::jit::parts::{self, Form, Patch, Place, Rm, What};
@@ -288,107 +289,58 @@ pub(super) fn integer(i: &Instruction) -> bool {
     if i.code().encoding() == EncodingKind::EVEX {
         return false;
     }
-    matches!(
-        i.mnemonic(),
-        M::Add
-            | M::Adc
-            | M::Sub
-            | M::Sbb
-            | M::Cmp
-            | M::And
-            | M::Or
-            | M::Xor
-            | M::Test
-            | M::Inc
-            | M::Dec
-            | M::Neg
-            | M::Not
-            | M::Mov
-            | M::Movzx
-            | M::Movsx
-            | M::Movsxd
-            | M::Xchg
-            | M::Xadd
-            | M::Cmpxchg
-            | M::Shl
-            | M::Sal
-            | M::Shr
-            | M::Sar
-            | M::Rol
-            | M::Ror
-            | M::Rcl
-            | M::Rcr
-            | M::Shld
-            | M::Shrd
-            | M::Mul
-            | M::Imul
-            | M::Bsf
-            | M::Bsr
-            | M::Tzcnt
-            | M::Lzcnt
-            | M::Popcnt
-            | M::Crc32
-            | M::Andn
-            | M::Bextr
-            | M::Blsi
-            | M::Blsmsk
-            | M::Blsr
-            | M::Bzhi
-            | M::Mulx
-            | M::Pdep
-            | M::Pext
-            | M::Rorx
-            | M::Sarx
-            | M::Shlx
-            | M::Shrx
-            | M::Bswap
-            | M::Cbw
-            | M::Cwde
-            | M::Cdqe
-            | M::Cwd
-            | M::Cdq
-            | M::Cqo
-            | M::Lahf
-            | M::Sahf
-            | M::Clc
-            | M::Stc
-            | M::Cmc
-            | M::Adcx
-            | M::Adox
-            | M::Movbe
-            | M::Movnti
-            | M::Cmovo
-            | M::Cmovno
-            | M::Cmovb
-            | M::Cmovae
-            | M::Cmove
-            | M::Cmovne
-            | M::Cmovbe
-            | M::Cmova
-            | M::Cmovs
-            | M::Cmovns
-            | M::Cmovp
-            | M::Cmovnp
-            | M::Cmovl
-            | M::Cmovge
-            | M::Cmovle
-            | M::Cmovg
-            | M::Seto
-            | M::Setno
-            | M::Setb
-            | M::Setae
-            | M::Sete
-            | M::Setne
-            | M::Setbe
-            | M::Seta
-            | M::Sets
-            | M::Setns
-            | M::Setp
-            | M::Setnp
-            | M::Setl
-            | M::Setge
-            | M::Setle
-            | M::Setg
-    ) || matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
-        && (i.op_kind(0) != OpKind::Memory || i.op_kind(1) != OpKind::Register)
+    let register_bit = matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+        && (i.op_kind(0) != OpKind::Memory || i.op_kind(1) != OpKind::Register);
+    direct(i)
+        || is_cmov(i.mnemonic())
+        || is_setcc(i.mnemonic())
+        || register_bit
+        || matches!(
+            i.mnemonic(),
+            M::Xchg
+                | M::Xadd
+                | M::Cmpxchg
+                | M::Sal
+                | M::Rol
+                | M::Ror
+                | M::Rcl
+                | M::Rcr
+                | M::Shld
+                | M::Shrd
+                | M::Bsf
+                | M::Bsr
+                | M::Tzcnt
+                | M::Lzcnt
+                | M::Popcnt
+                | M::Crc32
+                | M::Andn
+                | M::Bextr
+                | M::Blsi
+                | M::Blsmsk
+                | M::Blsr
+                | M::Bzhi
+                | M::Mulx
+                | M::Pdep
+                | M::Pext
+                | M::Rorx
+                | M::Sarx
+                | M::Shlx
+                | M::Shrx
+                | M::Bswap
+                | M::Cbw
+                | M::Cwde
+                | M::Cdqe
+                | M::Cwd
+                | M::Cdq
+                | M::Cqo
+                | M::Lahf
+                | M::Sahf
+                | M::Clc
+                | M::Stc
+                | M::Cmc
+                | M::Adcx
+                | M::Adox
+                | M::Movbe
+                | M::Movnti
+        )
 }
