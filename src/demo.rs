@@ -1,8 +1,8 @@
 //! `hyaline` without arguments, and `hyaline demo`.
 
-use crate::options::{self, Ask};
 use crate::{complain, demo_builtin, print, run};
 use hyaline_fetch::{Cache, Kernel, initramfs};
+use hyaline_options::{self as options, Ask};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;

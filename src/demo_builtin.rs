@@ -7,7 +7,7 @@ use hyaline_machine::Machine;
 use hyaline_machine::chassis::{Channel, Event};
 use hyaline_machine::config::{Accel, Config, DeviceSpec};
 use hyaline_machine::load::Images;
-use hyaline_watch::{AccessLog, Compare, Entry, Line, Runner, Teller, compare, summary};
+use hyaline_watch::{AccessLog, Compare, Entry, Line, Teller, compare, summary};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 

@@ -1,13 +1,11 @@
 //! The `hyaline` program: the command line and nothing else.
 
-mod absent;
 mod control;
 mod ctl;
 mod demo;
 mod demo_builtin;
 mod desk;
 mod map;
-mod options;
 mod profile;
 mod run;
 mod symbols;
@@ -60,12 +58,12 @@ fn main() -> ExitCode {
 
 /// Runs the machine that the options describe.
 fn machine(args: Vec<OsString>) -> i32 {
-    match options::parse(args) {
-        Ok(options::Ask::Print(text)) => {
+    match hyaline_options::parse(args) {
+        Ok(hyaline_options::Ask::Print(text)) => {
             print(&text);
             0
         }
-        Ok(options::Ask::Run(ask)) => run::run(*ask),
+        Ok(hyaline_options::Ask::Run(ask)) => run::run(*ask),
         Err(e) => complain(&e),
     }
 }

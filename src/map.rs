@@ -1,9 +1,9 @@
 //! `hyaline map`: what is at which address of a machine, without running it.
 
-use crate::options::{self, Ask};
 use crate::{complain, print};
 use hyaline_control::map;
 use hyaline_machine::Machine;
+use hyaline_options::{self as options, Ask};
 use std::ffi::OsString;
 
 const HELP: &str = "\

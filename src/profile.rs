@@ -1,7 +1,7 @@
 //! `hyaline profile`, and the files of `-profile`.
 
-use crate::options::{self, Ask};
 use crate::{complain, print, run};
+use hyaline_options::{self as options, Ask};
 use hyaline_watch::profile::Summary;
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -2,7 +2,6 @@
 
 use crate::complain;
 use crate::desk::{Clerk, Desk};
-use crate::options::Run;
 use hyaline_control::gdb::{self, Server};
 use hyaline_host::chardev::{Chardev, Command, Input, Spec};
 use hyaline_host::{signals, terminal};
@@ -10,6 +9,7 @@ use hyaline_machine::Machine;
 use hyaline_machine::chassis::{Channel, Core, Event, Log, LogKind};
 use hyaline_machine::config::{Accel, LogItems};
 use hyaline_machine::report::{Cause, PanicPolicy, Reporter};
+use hyaline_options::Run;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;

@@ -1,16 +1,8 @@
 //! Runs two deterministic machines side by side, compares their whole state at intervals of instructions, and finds the first instruction
 //! after which they differ: `hyaline-lockstep [options] -- MACHINE OPTIONS`.
 
-/// What the command line of the `hyaline` program refuses.
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../../src/absent.rs"]
-mod absent;
 mod compare;
 mod guest;
-/// The command line of the `hyaline` program, whose machine options these are.
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../../src/options.rs"]
-mod options;
 mod protocol;
 mod report;
 mod side;
@@ -133,9 +125,9 @@ fn run() -> Result<bool> {
 fn serve_machine(accel: &str, mut args: Vec<OsString>, plant: Option<guest::Plant>) -> Result<()> {
     hyaline_device::contain_panics();
     args.splice(0..0, ["-accel".into(), format!("{accel},deterministic=on").into()]);
-    match options::parse(args).map_err(anyhow::Error::msg)? {
-        options::Ask::Print(text) => bail!("{text}"),
-        options::Ask::Run(ask) => {
+    match hyaline_options::parse(args).map_err(anyhow::Error::msg)? {
+        hyaline_options::Ask::Print(text) => bail!("{text}"),
+        hyaline_options::Ask::Run(ask) => {
             if ask.config.accels.len() != 1 {
                 bail!(
                     "MACHINE OPTIONS must not name an accelerator: that is what --left and --right are for"

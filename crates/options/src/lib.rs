@@ -1,5 +1,7 @@
 //! The command line: QEMU's options where the meaning is the same.
 
+mod absent;
+
 use hyaline_control::gdb::Address;
 use hyaline_host::chardev::Spec;
 use hyaline_machine::config::{
@@ -12,7 +14,7 @@ use std::path::PathBuf;
 
 /// What the command line asks for.
 #[derive(Debug)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// Run a machine.
     Run(Box<Run>),
     /// Print this text and end with success.
@@ -21,7 +23,7 @@ pub(crate) enum Ask {
 
 /// A machine and what concerns the program around it.
 #[derive(Debug, Default)]
-pub(crate) struct Run {
+pub struct Run {
     /// The machine.
     pub config: Config,
     /// `-D`: log file.
@@ -48,7 +50,7 @@ pub(crate) struct Run {
 type Opt = (&'static str, &'static str, &'static str);
 
 /// All options, in groups as `-help` prints them.
-pub(crate) const OPTIONS: &[(&str, &[Opt])] = &[
+pub const OPTIONS: &[(&str, &[Opt])] = &[
     (
         "Standard options",
         &[
@@ -235,7 +237,7 @@ fn unknown_prop<T>(option: &str, prop: &str, known: &[&str]) -> Result<T, String
 ///
 /// # Errors
 /// What is wrong, in words, with the nearest thing that is right.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, String> {
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, String> {
     let mut run = Run::default();
     let c = &mut run.config;
     let mut serials: Vec<Spec> = Vec::new();
@@ -252,7 +254,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Ask, Str
         };
         let Some((name, argument, _)) = OPTIONS.iter().flat_map(|(_, o)| *o).find(|(n, _, _)| *n == name)
         else {
-            if let Some(reason) = crate::absent::reason(name) {
+            if let Some(reason) = absent::reason(name) {
                 return Err(format!("-{name} of QEMU is not here: {reason}"));
             }
             let near = nearest(name, OPTIONS.iter().flat_map(|(_, o)| *o).map(|(n, _, _)| *n));
