@@ -2,7 +2,6 @@
 # from arming to the handler, in ticks of the time-stamp counter. A processor that only looks at its timers now and then is late.
         .include "common.inc"
 
-        .set    LAPIC, 0xfee00000
 
 main:
         mov     eax, offset on_timer

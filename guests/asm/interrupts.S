@@ -2,7 +2,6 @@
 # the I/O APIC and the local APIC. Prints `pic 20 apic 20`.
         .include "common.inc"
 
-        .set    LAPIC, 0xfee00000
         .set    IOAPIC, 0xfec00000
 
 main:

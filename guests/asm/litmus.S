@@ -4,8 +4,6 @@
 # 2^r times on n processors (1 to 8).
         .include "common.inc"
 
-        .set    LAPIC, 0xfee00000
-        .set    TRAMPOLINE, 0x8000
         # Places of one run, and what is done at each: a cache line of X and of Y, a doubleword of each result.
         .set    N, 1000
         .set    X, 0x400000
@@ -75,18 +73,7 @@ main:
         mov     eax, offset on_spurious
         mov     edi, offset idt + 0xff * 16
         call    gate
-        # Every other processor starts at the trampoline.
-        mov     esi, offset trampoline
-        mov     edi, TRAMPOLINE
-        mov     ecx, offset trampoline_end - trampoline
-        rep movsb
-        mov     ebx, LAPIC
-        mov     dword ptr [ebx + 0xf0], 0x1ff
-        mov     dword ptr [ebx + 0x300], 0xc4500
-        mov     ecx, 10000
-1:      pause
-        loop    1b
-        mov     dword ptr [ebx + 0x300], 0xc4600 + (TRAMPOLINE >> 12)
+        call    start_others
         xor     eax, eax
         jmp     long_mode
 
@@ -98,8 +85,9 @@ gate:
         mov     [edi + 6], ax
         ret
 
-        # EAX is this processor's number.
+        # EAX is this processor's number; the first is 0.
 long_mode:
+joined:
         mov     esi, eax
         mov     eax, cr4
         or      eax, 0x620
@@ -119,34 +107,7 @@ long_mode:
         .long   long_start
         .word   8
 
-        .code16
-trampoline:
-        cli
-        xor     ax, ax
-        mov     ds, ax
-        lgdtd   cs:[gdtr32 - trampoline]
-        mov     eax, 1
-        mov     cr0, eax
-        .byte   0x66, 0xea
-        .long   TRAMPOLINE + (enter32 - trampoline)
-        .word   8
-        .code32
-enter32:
-        mov     ax, 16
-        mov     ds, ax
-        mov     es, ax
-        mov     ss, ax
-        # The first processor is number 0.
-        mov     eax, 1
-        lock xadd [others], eax
-        inc     eax
-        mov     ecx, offset long_mode
-        jmp     ecx
-        .align  8
-gdt32:  .quad   0, 0x00cf9a000000ffff, 0x00cf92000000ffff
-gdtr32: .word   23
-        .long   TRAMPOLINE + (gdt32 - trampoline)
-trampoline_end:
+        .include "smp.inc"
 
         .code64
 long_start:
@@ -767,7 +728,6 @@ idtr:   .word   256 * 16 - 1
         .quad   idt
 cpus:   .long   1
 rounds: .long   1
-others: .long   0
 bad:    .long   0
         .align  64
 met:    .long   0
