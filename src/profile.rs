@@ -68,6 +68,10 @@ pub(crate) fn command(args: Vec<OsString>) -> i32 {
             Err(e) => return complain(&e),
         }
     }
+    if rest.first().is_some_and(|a| a == "demo") {
+        let text = "profile: it takes a machine's options; for the demonstration: hyaline demo linux … -profile FILE";
+        return complain(&text);
+    }
     match options::parse(rest) {
         Ok(Ask::Run(mut ask)) => {
             ask.profile.extend(files);

@@ -901,13 +901,7 @@ impl Jit {
                 // Blocks are interpreted until one is hot; where there is no translation to be had for one that is, just that one.
                 let refused = mode.is_none() || std::mem::take(&mut self.refused);
                 cpu.heat_limit = (!refused).then_some(self.options.threshold);
-                let count = if mode.is_none() {
-                    4096
-                } else if refused {
-                    self.cold_count(cpu, cache)
-                } else {
-                    4096
-                };
+                let count = if refused && mode.is_some() { self.cold_count(cpu, cache) } else { 4096 };
                 let until = end.min(now + count);
                 let exit = cpu.run_loop(cache, until);
                 cpu.heat_limit = None;
