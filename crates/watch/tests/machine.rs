@@ -181,6 +181,24 @@ fn two_runs_are_compared_to_the_first_difference() {
 }
 
 #[test]
+fn the_thread_is_the_one_that_runs_the_processor() {
+    let recorder = Recorder::new(1, Box::new(Still));
+    let space = machine(&recorder);
+    let _ = out(&space, 0xc012, 2, 0x58);
+    let record = recorder.last(1)[0];
+    let site = recorder.site(record.site).unwrap();
+    for (runner, thread, frame) in [
+        (Runner::Jit, "host thread vcpu0/jit ", "mttcg_cpu_thread_fn"),
+        (Runner::Interp, "host thread vcpu0/interp ", "mttcg_cpu_thread_fn"),
+        (Runner::InTurns, "host thread main, where processors take turns ", "rr_cpu_thread_fn"),
+    ] {
+        let text = Teller { runner }.tell(&space.resolve(0xc012, 2, true), &record, &site);
+        let line = text.lines().nth(1).unwrap_or("");
+        assert!(line.contains(thread) && line.ends_with(frame), "{line}");
+    }
+}
+
+#[test]
 fn the_way_is_told_layer_by_layer() {
     let recorder = Recorder::new(1, Box::new(Still));
     let space = machine(&recorder);
